@@ -1,0 +1,409 @@
+//! Turns what serde read into an [`AppSpec`], noting all that is wrong.
+
+use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use toml::Spanned;
+
+use super::error::Problems;
+use super::{AppSpec, Backup, GrainSpec, Limits, Mode, Route, Runtime, graph, raw};
+
+/// All families of a sandbox arrive in one message of at most 64 descriptors, the agent's and the
+/// hint page among them.
+const MAX_GRAINS: usize = 60;
+
+/// Checks the whole file.
+pub(super) fn application(
+    raw: &raw::App,
+    directory: &Path,
+    problems: &mut Problems<'_>,
+) -> Option<AppSpec> {
+    valid_name("application", &raw.name, problems);
+    distinct_names(raw, problems);
+    let limits = limits(raw.limits.as_ref(), problems);
+    let backup = backup(&raw.workflow.get_ref().backup, problems);
+    let mut grains: Vec<Option<GrainSpec>> = raw
+        .grains
+        .iter()
+        .map(|g| grain(g.get_ref(), directory, problems))
+        .collect();
+    if raw.grains.is_empty() {
+        return None;
+    }
+    let graph = graph::resolve(&raw.workflow, &raw.grains, problems)?;
+    for (index, next) in graph.next.iter().enumerate() {
+        let spec = grains[index].as_mut()?;
+        spec.next.clone_from(next);
+        if spec.route == Route::ByOutput && next.is_empty() {
+            let table = raw.grains[index].get_ref();
+            problems.add(
+                table.next.as_ref().map_or(table.name.span(), Spanned::span),
+                format!(
+                    "grain \"{}\" chooses by output but nothing comes after it",
+                    spec.name
+                ),
+                "give it next grains in the workflow, or remove next = \"by_output\"",
+            );
+        }
+    }
+    Some(AppSpec {
+        name: raw.name.get_ref().clone(),
+        directory: directory.to_path_buf(),
+        grains: grains.into_iter().collect::<Option<Vec<_>>>()?,
+        entry: graph.entry,
+        backup,
+        limits,
+    })
+}
+
+fn distinct_names(raw: &raw::App, problems: &mut Problems<'_>) {
+    if raw.grains.is_empty() {
+        problems.add(
+            raw.name.span(),
+            "the application has no grain",
+            "add a [[grain]]",
+        );
+    }
+    if raw.grains.len() > MAX_GRAINS {
+        problems.add(
+            raw.grains[MAX_GRAINS].span(),
+            format!(
+                "{} grains; an application has at most {MAX_GRAINS}",
+                raw.grains.len()
+            ),
+            "split the application",
+        );
+    }
+    let mut seen = BTreeMap::new();
+    for grain in &raw.grains {
+        let name = &grain.get_ref().name;
+        if seen.insert(name.get_ref(), ()).is_some() {
+            problems.add(
+                name.span(),
+                format!("two grains are called \"{}\"", name.get_ref()),
+                "rename one of them",
+            );
+        }
+    }
+}
+
+fn grain(raw: &raw::Grain, directory: &Path, problems: &mut Problems<'_>) -> Option<GrainSpec> {
+    valid_name("grain", &raw.name, problems);
+    let env = raw
+        .env
+        .as_ref()
+        .map(|env| environment(env, problems))
+        .unwrap_or_default();
+    let route = match raw
+        .next
+        .as_ref()
+        .map(|next| (next.get_ref().as_str(), next.span()))
+    {
+        None | Some(("static", _)) => Route::Static,
+        Some(("by_output", _)) => Route::ByOutput,
+        Some((other, span)) => {
+            problems.add(
+                span,
+                format!("next = \"{other}\""),
+                "use \"static\" or \"by_output\"",
+            );
+            Route::Static
+        }
+    };
+    let runtime = runtime(raw, directory, problems);
+    let found = runtime.is_some();
+    let spec = GrainSpec {
+        name: raw.name.get_ref().clone(),
+        // A stand-in, so that the rest of the grain is checked also without its handler.
+        runtime: runtime.unwrap_or(Runtime::Rust {
+            executable: PathBuf::new(),
+        }),
+        mode: mode(raw, problems),
+        concurrency: number_u16(
+            "concurrency",
+            raw.concurrency.as_ref(),
+            1..=256,
+            4,
+            problems,
+        ),
+        time_limit: Duration::from_millis(number(
+            "time_limit_ms",
+            raw.time_limit_ms.as_ref(),
+            1..=86_400_000,
+            30_000,
+            problems,
+        )),
+        memory_limit_bytes: memory_limit(raw.memory_limit_mb.as_ref(), problems),
+        env,
+        next: Vec::new(),
+        route,
+    };
+    found.then_some(spec)
+}
+
+fn runtime(raw: &raw::Grain, directory: &Path, problems: &mut Problems<'_>) -> Option<Runtime> {
+    let kind = raw.runtime.get_ref().as_str();
+    if let (Some(args), true) = (&raw.args, kind != "exec") {
+        problems.add(
+            args.span(),
+            format!("`args` with runtime = \"{kind}\""),
+            "only runtime = \"exec\" takes arguments: remove it",
+        );
+    }
+    if let (Some(python), true) = (&raw.python, kind != "python") {
+        problems.add(
+            python.span(),
+            format!("`python` with runtime = \"{kind}\""),
+            "only runtime = \"python\" has an interpreter: remove it",
+        );
+    }
+    match kind {
+        "rust" => Some(Runtime::Rust {
+            executable: executable(&raw.handler, directory, problems)?,
+        }),
+        "exec" => Some(Runtime::Exec {
+            executable: executable(&raw.handler, directory, problems)?,
+            args: raw
+                .args
+                .as_ref()
+                .map(|args| args.get_ref().clone())
+                .unwrap_or_default(),
+        }),
+        "python" => python(raw, directory, problems),
+        other => {
+            problems.add(
+                raw.runtime.span(),
+                format!("runtime = \"{other}\""),
+                "use \"rust\", \"python\" or \"exec\"",
+            );
+            None
+        }
+    }
+}
+
+fn executable(
+    handler: &Spanned<String>,
+    directory: &Path,
+    problems: &mut Problems<'_>,
+) -> Option<PathBuf> {
+    let path = directory.join(handler.get_ref());
+    let wrong = match std::fs::metadata(&path) {
+        Err(error) => Some((format!("{error}"), "build it first or correct the path")),
+        Ok(found) if !found.is_file() => Some(("not a file".into(), "name an executable file")),
+        Ok(found) if found.permissions().mode() & 0o111 == 0 => {
+            Some(("not executable".into(), "chmod +x it"))
+        }
+        Ok(_) => None,
+    };
+    let Some((what, remedy)) = wrong else {
+        return Some(path);
+    };
+    problems.add(
+        handler.span(),
+        format!("handler {}: {what}", path.display()),
+        remedy,
+    );
+    None
+}
+
+fn python(raw: &raw::Grain, directory: &Path, problems: &mut Problems<'_>) -> Option<Runtime> {
+    let handler = raw.handler.get_ref();
+    let Some((place, function)) = handler.rsplit_once(':') else {
+        problems.add(
+            raw.handler.span(),
+            format!("handler = \"{handler}\" names no function"),
+            "write \"file.py:function\" or \"module:function\"",
+        );
+        return None;
+    };
+    let identifier = |text: &str| {
+        !text.is_empty()
+            && !text.starts_with(|c: char| c.is_ascii_digit())
+            && text.chars().all(|c| c.is_alphanumeric() || c == '_')
+    };
+    if !identifier(function) {
+        problems.add(
+            raw.handler.span(),
+            format!("\"{function}\" is no function name"),
+            "write \"file.py:function\" or \"module:function\"",
+        );
+        return None;
+    }
+    let is_file = Path::new(place)
+        .extension()
+        .is_some_and(|extension| extension == "py");
+    if is_file && !directory.join(place).is_file() {
+        problems.add(
+            raw.handler.span(),
+            format!(
+                "handler file {} does not exist",
+                directory.join(place).display()
+            ),
+            "create it or correct the path",
+        );
+        return None;
+    }
+    let interpreter = match &raw.python {
+        None => PathBuf::from("python3"),
+        Some(python) if !python.get_ref().contains('/') => PathBuf::from(python.get_ref()),
+        Some(python) => executable(python, directory, problems)?,
+    };
+    Some(Runtime::Python {
+        handler: handler.clone(),
+        interpreter,
+    })
+}
+
+fn mode(raw: &raw::Grain, problems: &mut Problems<'_>) -> Mode {
+    let spares = number_u16("spares", raw.spares.as_ref(), 0..=64, 2, problems);
+    match raw
+        .mode
+        .as_ref()
+        .map(|mode| (mode.get_ref().as_str(), mode.span()))
+    {
+        None | Some(("fork", _)) => Mode::Fork { spares },
+        Some(("pool", _)) => {
+            if let Some(spares) = &raw.spares {
+                problems.add(
+                    spares.span(),
+                    "`spares` with mode = \"pool\": pooled instances are not forked ahead",
+                    "remove `spares` (its size is `concurrency`) or use mode = \"fork\"",
+                );
+            }
+            Mode::Pool
+        }
+        Some((other, span)) => {
+            problems.add(
+                span,
+                format!("mode = \"{other}\""),
+                "use \"fork\" or \"pool\"",
+            );
+            Mode::Pool
+        }
+    }
+}
+
+fn environment(
+    env: &Spanned<BTreeMap<String, String>>,
+    problems: &mut Problems<'_>,
+) -> BTreeMap<String, String> {
+    for (key, value) in env.get_ref() {
+        if key.is_empty() || key.contains(['=', '\0']) || value.contains('\0') {
+            problems.add(
+                env.span(),
+                format!("\"{key}\" is no environment variable"),
+                "use names without = and values without NUL",
+            );
+        } else if key.starts_with("SANDPIPE_") {
+            problems.add(
+                env.span(),
+                format!("environment variable {key} is reserved"),
+                "use a name that does not start with SANDPIPE_",
+            );
+        }
+    }
+    env.get_ref().clone()
+}
+
+fn backup(raw: &Option<Spanned<String>>, problems: &mut Problems<'_>) -> Backup {
+    match raw
+        .as_ref()
+        .map(|level| (level.get_ref().as_str(), level.span()))
+    {
+        None | Some(("async", _)) => Backup::Async,
+        Some(("none", _)) => Backup::None,
+        Some((other, span)) => {
+            problems.add(
+                span,
+                format!("backup = \"{other}\""),
+                "use \"async\" or \"none\"",
+            );
+            Backup::Async
+        }
+    }
+}
+
+fn limits(raw: Option<&raw::Limits>, problems: &mut Problems<'_>) -> Limits {
+    let base = Limits::default();
+    let Some(raw) = raw else { return base };
+    let mut read = |name, value: &Option<Spanned<i64>>, range, default| {
+        number(name, value.as_ref(), range, default, problems)
+    };
+    let payload = read(
+        "max_payload_bytes",
+        &raw.max_payload_bytes,
+        1..=64 << 20,
+        base.max_payload_bytes,
+    );
+    let in_flight = read("max_in_flight", &raw.max_in_flight, 1..=100_000, 1024);
+    let deadline_ms = read("deadline_ms", &raw.deadline_ms, 1..=86_400_000, 60_000);
+    let attempts = read("max_attempts", &raw.max_attempts, 1..=100, 3);
+    let ttl_s = read("result_ttl_s", &raw.result_ttl_s, 1..=604_800, 600);
+    let pids = raw
+        .pids
+        .as_ref()
+        .map(|_| read("pids", &raw.pids, 16..=1_000_000, 16));
+    Limits {
+        max_payload_bytes: payload,
+        max_in_flight: usize::try_from(in_flight).unwrap_or(usize::MAX),
+        deadline: Duration::from_millis(deadline_ms),
+        max_attempts: u16::try_from(attempts).unwrap_or(u16::MAX),
+        result_ttl: Duration::from_secs(ttl_s),
+        memory_limit_bytes: memory_limit(raw.memory_limit_mb.as_ref(), problems),
+        pids_limit: pids,
+    }
+}
+
+fn memory_limit(raw: Option<&Spanned<i64>>, problems: &mut Problems<'_>) -> Option<u64> {
+    raw?;
+    Some(number("memory_limit_mb", raw, 8..=1 << 20, 8, problems) << 20)
+}
+
+fn number(
+    name: &str,
+    raw: Option<&Spanned<i64>>,
+    range: RangeInclusive<u64>,
+    default: u64,
+    problems: &mut Problems<'_>,
+) -> u64 {
+    let Some(raw) = raw else { return default };
+    match u64::try_from(*raw.get_ref()) {
+        Ok(value) if range.contains(&value) => value,
+        _ => {
+            problems.add(
+                raw.span(),
+                format!("{name} = {}", raw.get_ref()),
+                format!("use a number from {} to {}", range.start(), range.end()),
+            );
+            default
+        }
+    }
+}
+
+fn number_u16(
+    name: &str,
+    raw: Option<&Spanned<i64>>,
+    range: RangeInclusive<u64>,
+    default: u64,
+    problems: &mut Problems<'_>,
+) -> u16 {
+    let value = number(name, raw, range, default, problems);
+    u16::try_from(value).expect("every range used here ends below 65,536")
+}
+
+fn valid_name(what: &str, name: &Spanned<String>, problems: &mut Problems<'_>) {
+    let text = name.get_ref();
+    let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '_';
+    let starts = text.starts_with(|c: char| c.is_ascii_lowercase());
+    // 48 keeps RUN/APP/sock within the 108 bytes of a Unix socket address for usual RUN paths.
+    if !starts || text.len() > 48 || !text.chars().all(allowed) {
+        problems.add(
+            name.span(),
+            format!("{what} name \"{text}\""),
+            "use 1 to 48 of a-z, 0-9, - and _, starting with a letter",
+        );
+    }
+}

@@ -1,0 +1,186 @@
+//! `app.toml`: what an application is made of, read, checked and turned into an [`AppSpec`].
+//!
+//! Everything that is wrong is said at once, each with its line and what to do about it.
+
+mod check;
+mod error;
+mod graph;
+mod raw;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+pub use error::{ConfigError, Problem};
+
+/// An application as its `app.toml` describes it, checked: every index is in range, every grain
+/// is reachable, the graph has no cycle and the handlers' files exist.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AppSpec {
+    /// The application's name: in URLs, topics and directories.
+    pub name: String,
+    /// The directory of `app.toml`, absolute; the handlers' working directory.
+    pub directory: PathBuf,
+    /// The grains in the file's order; grain `i` is family `i + 1` of the sandbox.
+    pub grains: Vec<GrainSpec>,
+    /// Index of the grain that requests go to.
+    pub entry: usize,
+    /// Whether messages are backed up on the global bus.
+    pub backup: Backup,
+    /// Bounds on what the application may use.
+    pub limits: Limits,
+}
+
+/// One grain: a function of the application.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GrainSpec {
+    /// Its name, unique in the application.
+    pub name: String,
+    /// What runs it.
+    pub runtime: Runtime,
+    /// How its instances are made.
+    pub mode: Mode,
+    /// How many events it handles at the same time.
+    pub concurrency: u16,
+    /// How long one event may take before its instance is killed.
+    pub time_limit: Duration,
+    /// Memory of the worker and its instances together, in bytes.
+    pub memory_limit_bytes: Option<u64>,
+    /// Added to the worker's environment.
+    pub env: BTreeMap<String, String>,
+    /// Indices of the grains that come after it; empty for a last grain.
+    pub next: Vec<usize>,
+    /// Who chooses among [`GrainSpec::next`].
+    pub route: Route,
+}
+
+/// What runs a grain's code.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Runtime {
+    /// An executable linked with `sandpipe-grain`.
+    Rust {
+        /// Its absolute path.
+        executable: PathBuf,
+    },
+    /// A Python function.
+    Python {
+        /// `file.py:function` (relative to the application's directory) or `module:function`.
+        handler: String,
+        /// The interpreter, absolute, or a bare name that is looked up in PATH.
+        interpreter: PathBuf,
+    },
+    /// Any executable: payload on its standard input, answer on its standard output.
+    Exec {
+        /// Its absolute path.
+        executable: PathBuf,
+        /// Its arguments.
+        args: Vec<String>,
+    },
+}
+
+/// How a grain worker makes instances.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// A fresh process for each event, `spares` of them forked ahead; 0 forks on demand.
+    Fork {
+        /// How many instances wait for an event.
+        spares: u16,
+    },
+    /// Processes that are used again.
+    Pool,
+}
+
+/// Who chooses the next grain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Route {
+    /// The workflow: an output goes to every next grain.
+    Static,
+    /// The handler: each output names its grain.
+    ByOutput,
+}
+
+/// The level at which messages are backed up on the global bus.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backup {
+    /// Local delivery first, the backup behind it (SAND's order).
+    Async,
+    /// No backup: what is in the sandbox dies with the host.
+    None,
+}
+
+/// Bounds on what an application may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// The largest request, output or answer, in bytes.
+    pub max_payload_bytes: u64,
+    /// The most requests that are accepted and not yet answered; beyond it callers get 429.
+    pub max_in_flight: usize,
+    /// How long a synchronous caller waits before it gets 504.
+    pub deadline: Duration,
+    /// How often a message is tried before it becomes a dead letter.
+    pub max_attempts: u16,
+    /// How long an answer can be collected at `/results/{id}`.
+    pub result_ttl: Duration,
+    /// Memory of the whole sandbox, in bytes.
+    pub memory_limit_bytes: Option<u64>,
+    /// Processes of the whole sandbox.
+    pub pids_limit: Option<u64>,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            max_payload_bytes: 8 << 20,
+            max_in_flight: 1024,
+            deadline: Duration::from_secs(60),
+            max_attempts: 3,
+            result_ttl: Duration::from_secs(600),
+            memory_limit_bytes: None,
+            pids_limit: None,
+        }
+    }
+}
+
+impl AppSpec {
+    /// Reads and checks the file. Blocks on the disk.
+    ///
+    /// # Errors
+    /// Everything that is wrong with the file, each with its line and a remedy.
+    pub fn load(path: &Path) -> Result<AppSpec, ConfigError> {
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+            path: path.to_path_buf(),
+            source,
+        })?;
+        let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
+        let directory = absolute.parent().unwrap_or(Path::new("/"));
+        AppSpec::parse(&text, path, directory)
+    }
+
+    /// Checks a file's text; `file` is what errors call it and `directory` what paths start from.
+    ///
+    /// # Errors
+    /// As [`AppSpec::load`].
+    pub fn parse(text: &str, file: &Path, directory: &Path) -> Result<AppSpec, ConfigError> {
+        let raw: raw::App = toml::from_str(text).map_err(|error| ConfigError::Invalid {
+            path: file.to_path_buf(),
+            problems: vec![Problem::from_toml(text, &error)],
+        })?;
+        let mut problems = error::Problems::new(text);
+        let spec = check::application(&raw, directory, &mut problems);
+        match (spec, problems.into_vec()) {
+            (Some(spec), problems) if problems.is_empty() => Ok(spec),
+            (_, problems) => Err(ConfigError::Invalid {
+                path: file.to_path_buf(),
+                problems,
+            }),
+        }
+    }
+
+    /// The index of the grain of that name.
+    #[must_use]
+    pub fn grain_index(&self, name: &str) -> Option<usize> {
+        self.grains.iter().position(|grain| grain.name == name)
+    }
+}

@@ -1,0 +1,54 @@
+//! The file as serde reads it: every value with its place, nothing checked yet.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+use toml::Spanned;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct App {
+    pub name: Spanned<String>,
+    pub workflow: Spanned<Workflow>,
+    #[serde(default, rename = "grain")]
+    pub grains: Vec<Spanned<Grain>>,
+    pub limits: Option<Limits>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Workflow {
+    pub chain: Option<Spanned<Vec<Spanned<String>>>>,
+    pub entry: Option<Spanned<String>>,
+    pub next: Option<Spanned<BTreeMap<Spanned<String>, Spanned<Vec<Spanned<String>>>>>>,
+    pub backup: Option<Spanned<String>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Grain {
+    pub name: Spanned<String>,
+    pub runtime: Spanned<String>,
+    pub handler: Spanned<String>,
+    pub args: Option<Spanned<Vec<String>>>,
+    pub mode: Option<Spanned<String>>,
+    pub spares: Option<Spanned<i64>>,
+    pub concurrency: Option<Spanned<i64>>,
+    pub time_limit_ms: Option<Spanned<i64>>,
+    pub memory_limit_mb: Option<Spanned<i64>>,
+    pub env: Option<Spanned<BTreeMap<String, String>>>,
+    pub python: Option<Spanned<String>>,
+    pub next: Option<Spanned<String>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Limits {
+    pub max_payload_bytes: Option<Spanned<i64>>,
+    pub max_in_flight: Option<Spanned<i64>>,
+    pub deadline_ms: Option<Spanned<i64>>,
+    pub max_attempts: Option<Spanned<i64>>,
+    pub result_ttl_s: Option<Spanned<i64>>,
+    pub memory_limit_mb: Option<Spanned<i64>>,
+    pub pids: Option<Spanned<i64>>,
+}

@@ -1,1 +1,65 @@
-//! (being written)
+//! Sandpipe's data plane: the local bus of one application on one host.
+//!
+//! The grains of an application exchange messages over single-writer lanes in shared memory:
+//! no copy beyond the payload's own, no system call while the receiver is awake, and nothing lost,
+//! torn or invented when a process is killed at any instruction. `docs/ARCHITECTURE.md` draws the
+//! layout; the modules below follow the path of one message:
+//! [`Instance`] loans, stages and commits, [`Bell`] wakes, [`Claimer`] or [`Receiver`] takes,
+//! [`recover`] repairs what the dead left, [`Guardian`] keeps the segments.
+//!
+//! The crate knows no runtime, no Kafka and no eBPF.
+#![deny(unsafe_code)]
+
+mod bell;
+mod bus;
+mod chunk;
+mod claim;
+mod instance;
+mod lane;
+mod memory;
+mod message;
+mod receive;
+pub mod recover;
+mod sync;
+mod topology;
+
+#[cfg(not(loom))]
+pub mod attach;
+#[cfg(not(loom))]
+mod clock;
+#[cfg(not(loom))]
+pub mod futex;
+#[cfg(not(loom))]
+mod guardian;
+#[cfg(not(loom))]
+pub mod lease;
+#[cfg(not(loom))]
+pub mod segment;
+#[cfg(not(loom))]
+mod socket;
+
+pub use sandpipe_abi::{MessageId, layout};
+
+pub use crate::bell::{Bell, PARK_MAX, Parking};
+pub use crate::bus::{Bus, PayloadError};
+pub use crate::chunk::{Loan, LoanError};
+pub use crate::claim::{Claimer, Delivery};
+pub use crate::instance::{Ack, Instance, Payload, StageError};
+pub use crate::memory::{HeapMemory, Memory};
+pub use crate::message::{
+    Body, FailureCode, Kind, Message, MessageHeader, TraceStamps, derive_child,
+};
+pub use crate::receive::{Place, Receiver};
+pub use crate::topology::{
+    CHUNK_CLASSES_MAX, ChunkClass, ChunkRange, FamilyIndex, FamilyLayout, FamilySpec, IncomingLane,
+    SlotIndex, Target, Topology, TopologyError,
+};
+
+#[cfg(not(loom))]
+pub use crate::{
+    attach::{AttachError, Participant},
+    clock::monotonic_ns,
+    guardian::{Guardian, Reaction},
+    lease::Lease,
+    segment::Mapping,
+};

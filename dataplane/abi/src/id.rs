@@ -21,7 +21,10 @@ impl MessageId {
     /// The id as the two 64-bit words in which it lies in shared memory, low word first.
     #[must_use]
     pub const fn words(self) -> [u64; 2] {
-        #[expect(clippy::cast_possible_truncation, reason = "each half is taken on purpose")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "each half is taken on purpose"
+        )]
         let low = self.0 as u64;
         [low, (self.0 >> 64) as u64]
     }

@@ -3,5 +3,6 @@
 #![forbid(unsafe_code)]
 
 mod id;
+pub mod layout;
 
 pub use id::MessageId;

@@ -1,0 +1,347 @@
+//! The attach handshake: how a process gets its own segment and its peers', and how two versions
+//! refuse each other.
+//!
+//! One SEQPACKET message a step. Participant: `Hello`, guardian: `Refused` or `Own` (descriptors:
+//! own segment, hint page); participant maps, `Mapped`; the guardian seals the segment, `Peers`
+//! (a descriptor for each), and again `Peers` whenever a family is made anew; participant:
+//! `Attached` after each.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use sandpipe_abi::layout::{LAYOUT_VERSION, PAGE, layout_hash};
+
+use crate::bus::Bus;
+use crate::segment::{self, Mapping};
+use crate::socket;
+use crate::topology::{FamilyIndex, Topology, TopologyError};
+
+/// Why a process could not attach, or lost its guardian.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AttachError {
+    /// Two versions of the shared layout met.
+    #[error(
+        "layout mismatch: the guardian speaks version {guardian_version} (hash \
+         {guardian_hash:016x}), this process version {version} (hash {hash:016x}); use binaries \
+         of one Sandpipe release. The guardian says: {reason}"
+    )]
+    Refused {
+        /// The guardian's layout version.
+        guardian_version: u32,
+        /// The guardian's layout hash.
+        guardian_hash: u64,
+        /// This process's layout version.
+        version: u32,
+        /// This process's layout hash.
+        hash: u64,
+        /// Why, in the guardian's words.
+        reason: String,
+    },
+    /// The guardian closed the socket: the sandbox ended, or a newer participant took over.
+    #[error("the guardian closed the connection")]
+    Closed,
+    /// No answer in time.
+    #[error("the guardian did not answer within {0:?}")]
+    TimedOut(Duration),
+    /// A message that the protocol does not know here.
+    #[error("the guardian sent an unexpected message: {0}")]
+    Unexpected(String),
+    /// The topology did not make sense.
+    #[error("the guardian's topology: {0}")]
+    Topology(#[from] TopologyError),
+    /// The system's.
+    #[error("attach: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// A message of the handshake.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AttachMessage {
+    /// Participant: who I am and what I speak.
+    Hello {
+        /// Layout version.
+        version: u32,
+        /// Layout hash.
+        hash: u64,
+        /// The family that it wants to be.
+        family: FamilyIndex,
+    },
+    /// Guardian: no.
+    Refused {
+        /// Layout version.
+        version: u32,
+        /// Layout hash.
+        hash: u64,
+        /// Why.
+        reason: String,
+    },
+    /// Guardian: your segment (first descriptor) and the hint page (second).
+    Own {
+        /// The family.
+        family: FamilyIndex,
+        /// Its incarnation.
+        epoch: u64,
+        /// [`Topology::encode`].
+        topology: Vec<u8>,
+    },
+    /// Participant: mapped; seal it.
+    Mapped,
+    /// Guardian: these families' segments, a descriptor each.
+    Peers(Vec<(FamilyIndex, u64)>),
+    /// Participant: the peers are mapped.
+    Attached,
+}
+
+impl AttachMessage {
+    /// The message as bytes; the first byte tells which.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        match self {
+            AttachMessage::Hello {
+                version,
+                hash,
+                family,
+            } => {
+                bytes.push(1);
+                bytes.extend(version.to_le_bytes());
+                bytes.extend(hash.to_le_bytes());
+                bytes.extend(family.0.to_le_bytes());
+            }
+            AttachMessage::Refused {
+                version,
+                hash,
+                reason,
+            } => {
+                bytes.push(2);
+                bytes.extend(version.to_le_bytes());
+                bytes.extend(hash.to_le_bytes());
+                bytes.extend(reason.as_bytes());
+            }
+            AttachMessage::Own {
+                family,
+                epoch,
+                topology,
+            } => {
+                bytes.push(3);
+                bytes.extend(family.0.to_le_bytes());
+                bytes.extend(epoch.to_le_bytes());
+                bytes.extend(topology);
+            }
+            AttachMessage::Mapped => bytes.push(4),
+            AttachMessage::Peers(peers) => {
+                bytes.push(5);
+                for (family, epoch) in peers {
+                    bytes.extend(family.0.to_le_bytes());
+                    bytes.extend(epoch.to_le_bytes());
+                }
+            }
+            AttachMessage::Attached => bytes.push(6),
+        }
+        bytes
+    }
+
+    /// Parses a message of another process; `None` if it is none.
+    #[must_use]
+    pub fn decode(bytes: &[u8]) -> Option<AttachMessage> {
+        let (tag, mut rest) = bytes.split_first()?;
+        let rest = &mut rest;
+        Some(match tag {
+            1 => {
+                let message = AttachMessage::Hello {
+                    version: u32::from_le_bytes(take(rest)?),
+                    hash: u64::from_le_bytes(take(rest)?),
+                    family: FamilyIndex(u16::from_le_bytes(take(rest)?)),
+                };
+                rest.is_empty().then_some(message)?
+            }
+            2 => AttachMessage::Refused {
+                version: u32::from_le_bytes(take(rest)?),
+                hash: u64::from_le_bytes(take(rest)?),
+                reason: String::from_utf8_lossy(rest).into_owned(),
+            },
+            3 => AttachMessage::Own {
+                family: FamilyIndex(u16::from_le_bytes(take(rest)?)),
+                epoch: u64::from_le_bytes(take(rest)?),
+                topology: rest.to_vec(),
+            },
+            4 if rest.is_empty() => AttachMessage::Mapped,
+            5 => {
+                let mut peers = Vec::new();
+                while !rest.is_empty() {
+                    let family = FamilyIndex(u16::from_le_bytes(take(rest)?));
+                    peers.push((family, u64::from_le_bytes(take(rest)?)));
+                }
+                AttachMessage::Peers(peers)
+            }
+            6 if rest.is_empty() => AttachMessage::Attached,
+            _ => return None,
+        })
+    }
+}
+
+fn take<const N: usize>(bytes: &mut &[u8]) -> Option<[u8; N]> {
+    let (head, rest) = bytes.split_first_chunk::<N>()?;
+    *bytes = rest;
+    Some(*head)
+}
+
+/// An attached process's line to its guardian.
+#[derive(Debug)]
+pub struct Participant {
+    socket: OwnedFd,
+}
+
+impl Participant {
+    /// Attaches as `family` over a connected SEQPACKET socket and maps the segments of all peers
+    /// that exist. Blocks up to `timeout`. If the caller dies inside, the guardian sees the socket
+    /// close and makes the segment anew for the next.
+    ///
+    /// # Errors
+    /// [`AttachError`]; a version mismatch names both sides.
+    pub fn attach(
+        socket: OwnedFd,
+        family: FamilyIndex,
+        timeout: Duration,
+    ) -> Result<(Participant, Bus<Mapping>), AttachError> {
+        let deadline = Instant::now() + timeout;
+        let (version, hash) = (LAYOUT_VERSION, layout_hash());
+        let mut participant = Participant { socket };
+        participant.send(&AttachMessage::Hello {
+            version,
+            hash,
+            family,
+        })?;
+        let (message, fds) = participant.next_message(deadline, timeout)?;
+        let topology = match message {
+            AttachMessage::Own {
+                family: given,
+                topology,
+                ..
+            } if given == family => topology,
+            AttachMessage::Refused {
+                version: guardian_version,
+                hash: guardian_hash,
+                reason,
+            } => {
+                return Err(AttachError::Refused {
+                    guardian_version,
+                    guardian_hash,
+                    version,
+                    hash,
+                    reason,
+                });
+            }
+            other => return Err(AttachError::Unexpected(format!("{other:?}"))),
+        };
+        let topology = Topology::decode(&topology)?;
+        if family.index() >= topology.families().len() {
+            return Err(AttachError::Unexpected(format!(
+                "a topology without family {}",
+                family.0
+            )));
+        }
+        let [own, hints] = fds.as_slice() else {
+            let what = format!("{} descriptors with the own segment", fds.len());
+            return Err(AttachError::Unexpected(what));
+        };
+        let layout = topology.layout(family);
+        let own = Mapping::new(own, layout.bytes, true, layout.control_bytes)?;
+        let hints = Mapping::new(hints, PAGE, true, PAGE)?;
+        let mut bus = Bus::new(topology, family, own, hints);
+        participant.send(&AttachMessage::Mapped)?;
+        let (message, fds) = participant.next_message(deadline, timeout)?;
+        participant.map_peers(&mut bus, message, fds)?;
+        Ok((participant, bus))
+    }
+
+    /// The socket, readable when [`Participant::update`] has something to do.
+    #[must_use]
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    /// Maps the segments of peers that were made anew since the last call; true if there were any.
+    /// Does not block.
+    ///
+    /// # Errors
+    /// [`AttachError::Closed`] if the guardian is gone.
+    pub fn update(&mut self, bus: &mut Bus<Mapping>) -> Result<bool, AttachError> {
+        let mut changed = false;
+        loop {
+            match socket::receive(&self.socket, false) {
+                Ok((bytes, _)) if bytes.is_empty() => return Err(AttachError::Closed),
+                Ok((bytes, fds)) => {
+                    let message = parse(&bytes)?;
+                    self.map_peers(bus, message, fds)?;
+                    changed = true;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(changed),
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
+                    return Err(AttachError::Closed);
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    fn map_peers(
+        &mut self,
+        bus: &mut Bus<Mapping>,
+        message: AttachMessage,
+        fds: Vec<OwnedFd>,
+    ) -> Result<(), AttachError> {
+        let peers = match message {
+            AttachMessage::Peers(peers) if peers.len() == fds.len() => peers,
+            other => return Err(AttachError::Unexpected(format!("{other:?}"))),
+        };
+        for ((family, _), fd) in peers.into_iter().zip(fds) {
+            if family == bus.family() || family.index() >= bus.topology().families().len() {
+                continue;
+            }
+            let layout = bus.topology().layout(family);
+            segment::check_sealed(&fd, layout.bytes)?;
+            bus.set_peer(
+                family,
+                Mapping::new(fd, layout.bytes, false, layout.control_bytes)?,
+            );
+        }
+        self.send(&AttachMessage::Attached)
+    }
+
+    fn send(&self, message: &AttachMessage) -> Result<(), AttachError> {
+        match socket::send(&self.socket, &message.encode(), &[]) {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(AttachError::Closed),
+            result => Ok(result?),
+        }
+    }
+
+    fn next_message(
+        &self,
+        deadline: Instant,
+        timeout: Duration,
+    ) -> Result<(AttachMessage, Vec<OwnedFd>), AttachError> {
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(AttachError::TimedOut(timeout));
+            }
+            if socket::wait_readable(&self.socket, left)? {
+                break;
+            }
+        }
+        let (bytes, fds) = socket::receive(&self.socket, true)?;
+        if bytes.is_empty() {
+            return Err(AttachError::Closed);
+        }
+        Ok((parse(&bytes)?, fds))
+    }
+}
+
+fn parse(bytes: &[u8]) -> Result<AttachMessage, AttachError> {
+    AttachMessage::decode(bytes).ok_or_else(|| {
+        AttachError::Unexpected(format!("{} bytes that are no message", bytes.len()))
+    })
+}

@@ -1,0 +1,301 @@
+//! One process's view of its application's local bus: its own family's segment, the others'
+//! read-only, and the hint page.
+
+use core::mem::{offset_of, size_of};
+use std::sync::Arc;
+
+use sandpipe_abi::layout::{FamilyHeader, InstanceSlot, LaneHead, SlotState};
+
+use crate::bell::Bell;
+use crate::chunk::Holder;
+use crate::claim::{Claimer, Delivery};
+use crate::instance::Instance;
+use crate::lane::{LaneReader, LaneWriter};
+use crate::memory::Memory;
+use crate::message::Body;
+use crate::receive::Receiver;
+use crate::sync::Ordering;
+use crate::topology::{FamilyIndex, FamilyLayout, IncomingLane, SlotIndex, Topology};
+
+/// The local bus as one family sees it.
+#[derive(Clone, Debug)]
+pub struct Bus<M> {
+    topology: Arc<Topology>,
+    layouts: Arc<Vec<FamilyLayout>>,
+    family: FamilyIndex,
+    /// By family index; the own one is writable, a missing one is not mapped yet.
+    segments: Vec<Option<M>>,
+    hints: M,
+}
+
+/// Why a payload could not be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PayloadError {
+    /// The publishing family's segment is not mapped.
+    #[error("family {0}, which published the payload, is not attached")]
+    NotAttached(u16),
+    /// The reference names no chunk, or more bytes than the chunk has.
+    #[error("family {family} published a reference to chunk {chunk} with {len} bytes: no such")]
+    BadReference {
+        /// The publisher.
+        family: u16,
+        /// The chunk that it named.
+        chunk: u32,
+        /// The length that it named.
+        len: u32,
+    },
+}
+
+impl<M: Memory> Bus<M> {
+    /// A bus over segments that are mapped already.
+    ///
+    /// # Panics
+    /// If the own segment or the hint page is shorter than the topology says.
+    #[must_use]
+    pub fn new(topology: Topology, family: FamilyIndex, own: M, hints: M) -> Bus<M> {
+        let families = topology.families().len();
+        let indices = 0..families;
+        let layouts: Vec<_> = indices
+            .map(|index| topology.layout(FamilyIndex(index as u16)))
+            .collect();
+        assert!(
+            own.len() >= layouts[family.index()].bytes,
+            "the own segment is too short"
+        );
+        let mut segments = vec![None; families];
+        segments[family.index()] = Some(own);
+        let (topology, layouts) = (Arc::new(topology), Arc::new(layouts));
+        Bus {
+            topology,
+            layouts,
+            family,
+            segments,
+            hints,
+        }
+    }
+
+    /// Takes a peer's segment into use, in place of an older one. Processes forked earlier and
+    /// receivers made earlier keep what they had.
+    ///
+    /// # Panics
+    /// If the segment is shorter than the topology says, or is the own family's.
+    pub fn set_peer(&mut self, family: FamilyIndex, segment: M) {
+        assert!(
+            family != self.family,
+            "a family does not replace its own segment"
+        );
+        assert!(
+            segment.len() >= self.layouts[family.index()].bytes,
+            "a peer's segment is short"
+        );
+        self.segments[family.index()] = Some(segment);
+    }
+
+    /// Who is in the sandbox.
+    #[must_use]
+    pub fn topology(&self) -> &Topology {
+        &self.topology
+    }
+
+    /// This process's family.
+    #[must_use]
+    pub fn family(&self) -> FamilyIndex {
+        self.family
+    }
+
+    /// The layout of the own segment.
+    #[must_use]
+    pub fn own_layout(&self) -> &FamilyLayout {
+        &self.layouts[self.family.index()]
+    }
+
+    pub(crate) fn layouts(&self) -> Arc<Vec<FamilyLayout>> {
+        Arc::clone(&self.layouts)
+    }
+
+    pub(crate) fn own_memory(&self) -> &M {
+        self.segments[self.family.index()]
+            .as_ref()
+            .expect("the own segment is always mapped")
+    }
+
+    /// The segment of any family, if it is mapped.
+    #[must_use]
+    pub fn segment(&self, family: FamilyIndex) -> Option<&M> {
+        self.segments.get(family.index())?.as_ref()
+    }
+
+    /// The bell of a queue.
+    #[must_use]
+    pub fn bell(&self, queue: FamilyIndex) -> Bell<M> {
+        Bell::new(self.hints.clone(), queue)
+    }
+
+    /// The sending side of an instance slot. The caller is the slot's only holder.
+    #[must_use]
+    pub fn instance(&self, slot: SlotIndex) -> Instance<M> {
+        Instance::new(self, slot)
+    }
+
+    /// The receiving side of an instance slot that shares the queue with others of its family.
+    #[must_use]
+    pub fn claimer(&self, slot: SlotIndex) -> Claimer<M> {
+        Claimer::new(self, slot)
+    }
+
+    /// The receiving side of a process that reads its family's queue alone.
+    #[must_use]
+    pub fn receiver(&self) -> Receiver<M> {
+        Receiver::new(self)
+    }
+
+    pub(crate) fn lane_writer(&self, slot: SlotIndex, target: usize) -> LaneWriter<M> {
+        let spec = self.topology.family(self.family).targets[target];
+        let consumer = &self.layouts[spec.queue.index()];
+        let lane = consumer
+            .lanes
+            .iter()
+            .find(|lane| lane.source == self.family && lane.slot == slot)
+            .expect("the topology gives each target a lane for each slot");
+        let tail = offset_of!(InstanceSlot, tail) + target * size_of::<u64>();
+        LaneWriter::new(
+            self.own_memory().clone(),
+            lane.slots_at,
+            lane.lane_slots,
+            self.own_layout().slot_at(slot) + tail,
+            self.segments[spec.queue.index()].clone(),
+            lane.head_at + offset_of!(LaneHead, head),
+        )
+    }
+
+    pub(crate) fn lane_reader(&self, lane: &IncomingLane) -> Option<LaneReader<M>> {
+        let source = self.segments[lane.source.index()].clone()?;
+        Some(LaneReader::new(source, lane.slots_at, lane.lane_slots))
+    }
+
+    pub(crate) fn holders(&self) -> Vec<Holder<M>> {
+        let targets = self.topology.family(self.family).targets.iter();
+        let holder = |queue: FamilyIndex| {
+            let lanes = &self.layouts[queue.index()].lanes;
+            let first_lane = lanes
+                .iter()
+                .position(|lane| lane.source == self.family)
+                .expect("the topology gives each target a lane");
+            let segment = self.segments[queue.index()].clone();
+            Holder {
+                segment,
+                layout: self.layouts(),
+                queue,
+                first_lane,
+            }
+        };
+        targets.map(|target| holder(target.queue)).collect()
+    }
+
+    /// Copies a delivery's payload out of shared memory, checked. No system call.
+    ///
+    /// # Errors
+    /// [`PayloadError`] if the publisher named something that is not there.
+    pub fn payload(&self, delivery: &Delivery) -> Result<Vec<u8>, PayloadError> {
+        let mut bytes = vec![0; delivery.message.len as usize];
+        self.copy_payload(delivery, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// Copies the first `bytes.len()` bytes of a delivery's payload into `bytes`.
+    ///
+    /// # Errors
+    /// [`PayloadError`] if the publisher named something that is not there.
+    ///
+    /// # Panics
+    /// If `bytes` is longer than the payload.
+    pub fn copy_payload(&self, delivery: &Delivery, bytes: &mut [u8]) -> Result<(), PayloadError> {
+        assert!(
+            bytes.len() <= delivery.message.len as usize,
+            "more bytes than the payload has"
+        );
+        if let Body::Inline(words) = &delivery.message.body {
+            for (chunk, word) in bytes.chunks_mut(8).zip(words) {
+                chunk.copy_from_slice(&word.to_le_bytes()[..chunk.len()]);
+            }
+            return Ok(());
+        }
+        let (segment, at) = self.locate(delivery)?;
+        segment.copy_out(at, bytes);
+        Ok(())
+    }
+
+    /// Where the payload of a chunked delivery lies: the publisher's segment and an offset whose
+    /// whole length was checked.
+    ///
+    /// # Errors
+    /// [`PayloadError`] if the publisher named something that is not there, or sent it inline.
+    pub fn locate(&self, delivery: &Delivery) -> Result<(&M, usize), PayloadError> {
+        let family = delivery.source;
+        let len = delivery.message.len;
+        let chunk = match delivery.message.body {
+            Body::Chunk { chunk, .. } => chunk,
+            Body::Inline(_) => u32::MAX,
+        };
+        let bad = PayloadError::BadReference {
+            family: family.0,
+            chunk,
+            len,
+        };
+        let segment = self
+            .segment(family)
+            .ok_or(PayloadError::NotAttached(family.0))?;
+        let (at, bytes) = self.layouts[family.index()].chunk_data(chunk).ok_or(bad)?;
+        if u64::from(len) > bytes {
+            return Err(bad);
+        }
+        Ok((segment, at))
+    }
+
+    /// Records the holder of a slot; recovery and status read it.
+    pub fn hold_slot(&self, slot: SlotIndex, pid: u32) {
+        let state = self.own_layout().slot_at(slot) + offset_of!(InstanceSlot, state);
+        let incarnation = self
+            .own_memory()
+            .word(state + offset_of!(SlotState, incarnation));
+        incarnation.store(incarnation.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+        let word = self.own_memory().word(state + offset_of!(SlotState, pid));
+        word.store(u64::from(pid), Ordering::Release);
+    }
+
+    /// When a slot's holder took its message (`CLOCK_MONOTONIC` ns), 0 if it has none.
+    #[must_use]
+    pub fn slot_started_ns(&self, slot: SlotIndex) -> u64 {
+        let state = self.own_layout().slot_at(slot) + offset_of!(InstanceSlot, state);
+        self.own_memory()
+            .word(state + offset_of!(SlotState, started_ns))
+            .load(Ordering::Relaxed)
+    }
+
+    /// How often this family's worker has mapped a peer anew.
+    #[must_use]
+    pub fn attach_epoch(&self) -> u64 {
+        let word = self
+            .own_memory()
+            .word(offset_of!(FamilyHeader, attach_epoch));
+        word.load(Ordering::Acquire)
+    }
+
+    /// After [`Bus::set_peer`] in the worker: instances forked before retire when they are idle.
+    pub fn bump_attach_epoch(&self) {
+        let word = self
+            .own_memory()
+            .word(offset_of!(FamilyHeader, attach_epoch));
+        // SYNC(attach): Release pairs with the instances' Acquire in `attach_epoch`.
+        word.fetch_add(1, Ordering::Release);
+    }
+
+    /// Wakes everybody whom a recovered slot may have owed a wake: its targets and its family.
+    pub fn ring_after_recovery(&self) {
+        for target in &self.topology.family(self.family).targets {
+            self.bell(target.queue).ring_all();
+        }
+        self.bell(self.family).ring_all();
+    }
+}

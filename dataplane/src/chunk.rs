@@ -1,0 +1,331 @@
+//! The payload pool of one family: loan, write in place, publish, and back when every holder is
+//! done.
+//!
+//! A chunk has no reference count, since no recovery can repair one. Its descriptor names the lane
+//! slots that refer to it, and each consumer says in its own memory whether it still holds such a
+//! message: not yet past the lane's head, or in an entry of its in-flight table. A chunk is free
+//! when nobody says so any more.
+
+use core::mem::offset_of;
+use std::sync::Arc;
+
+use sandpipe_abi::layout::{ChunkDescriptor, ITEMS_MAX, InFlightEntry, LaneHead};
+
+use crate::memory::Memory;
+use crate::sync::Ordering;
+use crate::topology::{FamilyIndex, FamilyLayout, SlotIndex};
+
+const PHASE_FREE: u64 = 0;
+const PHASE_LOANED: u64 = 1;
+const PHASE_PUBLISHED: u64 = 2;
+
+/// The state word of a descriptor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct State {
+    generation: u32,
+    slot: SlotIndex,
+    phase: u64,
+}
+
+impl State {
+    fn from_word(word: u64) -> State {
+        let slot = SlotIndex((word >> 8 & 0xffff) as u16);
+        State {
+            generation: (word >> 32) as u32,
+            slot,
+            phase: word & 0xff,
+        }
+    }
+
+    fn to_word(self) -> u64 {
+        u64::from(self.generation) << 32 | u64::from(self.slot.0) << 8 | self.phase
+    }
+}
+
+/// Why no chunk could be had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum LoanError {
+    /// The payload is larger than the largest chunk.
+    #[error("a payload of {len} bytes; the largest chunk of this family has {max}")]
+    TooLarge {
+        /// Bytes asked for.
+        len: u64,
+        /// Bytes of the largest chunk.
+        max: u64,
+    },
+    /// Every chunk that is large enough is held by somebody: try again after a release.
+    #[error("all chunks for {len} bytes are held; wait until a consumer releases one")]
+    Exhausted {
+        /// Bytes asked for.
+        len: u64,
+    },
+}
+
+/// A chunk on loan: this process alone writes it until it is published or given back.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Loan {
+    pub(crate) chunk: u32,
+    pub(crate) data_at: usize,
+    pub(crate) len: u32,
+}
+
+impl Loan {
+    /// Bytes of the payload.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.len as usize
+    }
+
+    /// Whether the payload is empty.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Where the payload lies in the family's segment, bytes.
+    #[must_use]
+    pub fn offset(&self) -> usize {
+        self.data_at
+    }
+}
+
+/// Where a consumer's words are, as the owner of chunks needs them.
+#[derive(Clone, Debug)]
+pub(crate) struct Holder<M> {
+    /// The consumer's segment, once it is mapped.
+    pub(crate) segment: Option<M>,
+    pub(crate) layout: Arc<Vec<FamilyLayout>>,
+    pub(crate) queue: FamilyIndex,
+    /// Index of this family's slot 0 among the consumer's incoming lanes.
+    pub(crate) first_lane: usize,
+}
+
+impl<M: Memory> Holder<M> {
+    /// Whether the consumer still holds the message at a position of the lane of `slot`.
+    fn holds(&self, slot: SlotIndex, position: u64) -> bool {
+        let Some(segment) = &self.segment else {
+            return true;
+        };
+        let layout = &self.layout[self.queue.index()];
+        let lane = self.first_lane + usize::from(slot.0);
+        let head_at = layout.lanes[lane].head_at + offset_of!(LaneHead, head);
+        // SYNC(release): Acquire pairs with the consumer's Release of its head: an entry that
+        // holds the message was written before the head passed it.
+        if segment.word(head_at).load(Ordering::Acquire) <= position {
+            return true;
+        }
+        let key = entry_key(lane, position);
+        (0..layout.entries).any(|entry| {
+            let at = layout.entry_at(entry) + offset_of!(InFlightEntry, key);
+            // SYNC(key): Acquire pairs with the Release that clears the key: the consumer's reads
+            // of the chunk are over.
+            segment.word(at).load(Ordering::Acquire) == key
+        })
+    }
+}
+
+/// The key of an in-flight entry: which message of which lane it holds.
+pub(crate) fn entry_key(lane: usize, position: u64) -> u64 {
+    (lane as u64) << 48 | (position + 1)
+}
+
+/// The pool as one instance slot uses it.
+#[derive(Clone, Debug)]
+pub(crate) struct Pool<M> {
+    own: M,
+    layouts: Arc<Vec<FamilyLayout>>,
+    family: FamilyIndex,
+    slot: SlotIndex,
+    /// Where to look first, by class.
+    hints: Vec<u32>,
+}
+
+impl<M: Memory> Pool<M> {
+    pub(crate) fn new(
+        own: M,
+        layouts: Arc<Vec<FamilyLayout>>,
+        family: FamilyIndex,
+        slot: SlotIndex,
+    ) -> Pool<M> {
+        let classes = layouts[family.index()].chunks.len();
+        let hints = vec![u32::from(slot.0); classes];
+        Pool {
+            own,
+            layouts,
+            family,
+            slot,
+            hints,
+        }
+    }
+
+    fn layout(&self) -> &FamilyLayout {
+        &self.layouts[self.family.index()]
+    }
+
+    /// Takes a chunk of at least `len` bytes. If the caller dies, recovery of its slot frees it.
+    pub(crate) fn loan(&mut self, len: u64, holders: &[Holder<M>]) -> Result<Loan, LoanError> {
+        let layouts = Arc::clone(&self.layouts);
+        let ranges = &layouts[self.family.index()].chunks;
+        let max = ranges.last().map_or(0, |range| range.bytes);
+        if len > max {
+            return Err(LoanError::TooLarge { len, max });
+        }
+        for (class, range) in ranges
+            .iter()
+            .enumerate()
+            .filter(|(_, range)| range.bytes >= len)
+        {
+            let start = self.hints[class] % range.count;
+            // Free ones first; then those that every holder has released.
+            for take in [Self::take_free, Self::take_released] {
+                for step in 0..range.count {
+                    let index = (start + step) % range.count;
+                    let chunk = range.first + index;
+                    if take(self, chunk, holders) {
+                        self.hints[class] = index + 1;
+                        let data_at = range.data_at + index as usize * range.bytes as usize;
+                        return Ok(Loan {
+                            chunk,
+                            data_at,
+                            len: len as u32,
+                        });
+                    }
+                }
+            }
+        }
+        Err(LoanError::Exhausted { len })
+    }
+
+    fn take_free(&self, chunk: u32, _holders: &[Holder<M>]) -> bool {
+        let state = self.state(chunk);
+        state.phase == PHASE_FREE && self.take(chunk, state)
+    }
+
+    fn take_released(&self, chunk: u32, holders: &[Holder<M>]) -> bool {
+        let state = self.state(chunk);
+        if state.phase != PHASE_PUBLISHED {
+            return false;
+        }
+        let at = self.layout().descriptor_at(chunk);
+        let count = self.word(at + offset_of!(ChunkDescriptor, count));
+        let held = (0..count.min(ITEMS_MAX as u64) as usize).any(|index| {
+            let word = self.word(at + offset_of!(ChunkDescriptor, holder) + index * 8);
+            let (target, position) = split_item(word);
+            holders
+                .get(target)
+                .is_some_and(|holder| holder.holds(state.slot, position))
+        });
+        !held && self.take(chunk, state)
+    }
+
+    /// The generation makes the exchange fail if the chunk was taken and published since.
+    fn take(&self, chunk: u32, seen: State) -> bool {
+        let generation = seen.generation.wrapping_add(1);
+        let loaned = State {
+            generation,
+            slot: self.slot,
+            phase: PHASE_LOANED,
+        };
+        let at = self.layout().descriptor_at(chunk) + offset_of!(ChunkDescriptor, state);
+        let word = self.own.word(at);
+        word.compare_exchange(
+            seen.to_word(),
+            loaned.to_word(),
+            Ordering::AcqRel,
+            Ordering::Relaxed,
+        )
+        .is_ok()
+    }
+
+    /// Names a lane slot as a holder, for the commit `seq` that is being staged.
+    pub(crate) fn add_holder(&self, loan: &Loan, index: usize, item: u64, seq: u64) {
+        let at = self.layout().descriptor_at(loan.chunk);
+        self.store(at + offset_of!(ChunkDescriptor, holder) + index * 8, item);
+        self.store(at + offset_of!(ChunkDescriptor, count), index as u64 + 1);
+        self.store(at + offset_of!(ChunkDescriptor, len), u64::from(loan.len));
+        self.store(at + offset_of!(ChunkDescriptor, commit_seq), seq);
+    }
+
+    /// Takes back what [`Pool::add_holder`] named for a commit that is not made.
+    pub(crate) fn forget_holders(&self, chunk: u32) {
+        let at = self.layout().descriptor_at(chunk);
+        self.store(at + offset_of!(ChunkDescriptor, commit_seq), 0);
+    }
+
+    /// After the commit word: the chunk belongs to its holders.
+    pub(crate) fn publish(&self, chunk: u32) {
+        self.set_phase(chunk, PHASE_PUBLISHED);
+    }
+
+    /// Gives an unpublished chunk back.
+    pub(crate) fn give_back(&self, chunk: u32) {
+        self.set_phase(chunk, PHASE_FREE);
+    }
+
+    fn set_phase(&self, chunk: u32, phase: u64) {
+        let at = self.layout().descriptor_at(chunk) + offset_of!(ChunkDescriptor, state);
+        let state = State {
+            phase,
+            ..self.state(chunk)
+        };
+        self.own.word(at).store(state.to_word(), Ordering::Release);
+    }
+
+    /// Recovery of a dead slot: a loan whose commit became a fact is published, any other is free.
+    /// Returns how many chunks came back.
+    pub(crate) fn recover(&self, committed: Option<u64>) -> usize {
+        let mut freed = 0;
+        for chunk in 0..self.layout().chunk_count() {
+            let state = self.state(chunk);
+            if state.phase != PHASE_LOANED || state.slot != self.slot {
+                continue;
+            }
+            let at = self.layout().descriptor_at(chunk) + offset_of!(ChunkDescriptor, commit_seq);
+            if committed.is_some() && committed == Some(self.word(at)) {
+                self.publish(chunk);
+            } else {
+                self.give_back(chunk);
+                freed += 1;
+            }
+        }
+        freed
+    }
+
+    /// Chunks that are not free and not yet released, by phase: (loaned, published).
+    pub(crate) fn in_use(&self, holders: &[Holder<M>]) -> (usize, usize) {
+        let (mut loaned, mut published) = (0, 0);
+        for chunk in 0..self.layout().chunk_count() {
+            match self.state(chunk).phase {
+                PHASE_LOANED => loaned += 1,
+                PHASE_PUBLISHED if !self.take_released(chunk, holders) => published += 1,
+                PHASE_PUBLISHED => self.give_back(chunk),
+                _ => {}
+            }
+        }
+        (loaned, published)
+    }
+
+    fn state(&self, chunk: u32) -> State {
+        let at = self.layout().descriptor_at(chunk) + offset_of!(ChunkDescriptor, state);
+        State::from_word(self.own.word(at).load(Ordering::Acquire))
+    }
+
+    fn word(&self, at: usize) -> u64 {
+        self.own.word(at).load(Ordering::Relaxed)
+    }
+
+    fn store(&self, at: usize, value: u64) {
+        self.own.word(at).store(value, Ordering::Relaxed);
+    }
+}
+
+/// Target index and position of a commit item or a holder word.
+pub(crate) fn split_item(word: u64) -> (usize, u64) {
+    ((word >> 48) as usize, word & 0xffff_ffff_ffff)
+}
+
+/// The reverse of [`split_item`].
+pub(crate) fn join_item(target: usize, position: u64) -> u64 {
+    (target as u64) << 48 | position
+}

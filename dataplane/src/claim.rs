@@ -1,0 +1,369 @@
+//! How the instances of one family share its queue: claim, copy out, acknowledge.
+//!
+//! A claim is one exchange on the claim word of a lane position; it names the claiming slot. The
+//! claimer then copies the message into an in-flight entry that it owns, and marks the claim
+//! copied; the head follows the copied prefix, so the lane's slot is free long before the message
+//! is acknowledged, and one stopped instance does not block its producer. Whoever dies in between
+//! leaves a word that names it.
+
+use core::mem::offset_of;
+
+use sandpipe_abi::layout::{
+    FamilyHeader, InFlightEntry, InstanceSlot, LaneHead, OWNER_ORPHAN, SlotState,
+};
+
+use crate::bus::Bus;
+use crate::chunk::entry_key;
+use crate::instance::{Ack, ack_of_entry};
+use crate::lane::{LaneReader, claim_at};
+use crate::memory::Memory;
+use crate::message::{Message, MessageWords};
+use crate::sync::{AtomicU64, Ordering, kill_point};
+use crate::topology::{FamilyIndex, SlotIndex};
+
+/// A claim word: position + 1, the claiming slot, and whether its message was copied out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Claim {
+    pub(crate) position_after: u64,
+    pub(crate) slot: u16,
+    pub(crate) copied: bool,
+}
+
+impl Claim {
+    /// The slot of a claim that recovery took back: anybody may claim the position again.
+    pub(crate) const RETURNED: u16 = 0x7fff;
+
+    pub(crate) fn from_word(word: u64) -> Claim {
+        let slot = (word >> 1 & 0x7fff) as u16;
+        Claim {
+            position_after: word >> 16,
+            slot,
+            copied: word & 1 != 0,
+        }
+    }
+
+    pub(crate) fn to_word(self) -> u64 {
+        self.position_after << 16 | u64::from(self.slot) << 1 | u64::from(self.copied)
+    }
+}
+
+/// The owner word of an in-flight entry.
+pub(crate) fn owner_word(owner: u64, attempt: u64) -> u64 {
+    owner | attempt.min(0xffff) << 16
+}
+
+/// Slot + 1 (or [`OWNER_ORPHAN`], or 0: free) and attempt of an owner word.
+pub(crate) fn split_owner(word: u64) -> (u64, u64) {
+    (word & 0xffff, word >> 16 & 0xffff)
+}
+
+/// A message in the hands of one instance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Delivery {
+    /// The message.
+    pub message: Message,
+    /// 1 the first time it is delivered.
+    pub attempt: u16,
+    /// The family that published it, whose pool holds the payload.
+    pub source: FamilyIndex,
+    /// Hand this to [`crate::Instance::commit`].
+    pub ack: Ack,
+}
+
+/// The receiving side of one instance slot.
+#[derive(Debug)]
+pub struct Claimer<M> {
+    own: M,
+    slot: SlotIndex,
+    lanes: Vec<ClaimLane<M>>,
+    entries: Vec<usize>,
+    started_at: usize,
+    next_lane: usize,
+}
+
+#[derive(Debug)]
+struct ClaimLane<M> {
+    source: FamilyIndex,
+    head_at: usize,
+    /// `None` while the source is not mapped: it has published nothing.
+    reader: Option<LaneReader<M>>,
+}
+
+impl<M: Memory> Claimer<M> {
+    pub(crate) fn new(bus: &Bus<M>, slot: SlotIndex) -> Claimer<M> {
+        let layout = bus.own_layout();
+        let state = layout.slot_at(slot) + offset_of!(InstanceSlot, state);
+        let lanes = layout.lanes.iter().map(|lane| ClaimLane {
+            source: lane.source,
+            head_at: lane.head_at,
+            reader: bus.lane_reader(lane),
+        });
+        Claimer {
+            own: bus.own_memory().clone(),
+            slot,
+            lanes: lanes.collect(),
+            entries: (0..layout.entries)
+                .map(|entry| layout.entry_at(entry))
+                .collect(),
+            started_at: state + offset_of!(SlotState, started_ns),
+            next_lane: usize::from(slot.0),
+        }
+    }
+
+    /// Takes the next message, an orphan first. A few loads if there is none; never blocks, no
+    /// system call. If the caller dies inside, recovery of its slot makes the message available
+    /// again, unless it had the message already: then it is delivered again with attempt + 1.
+    ///
+    /// `now_ns` is stored as the time at which the slot started on the message.
+    pub fn claim(&mut self, now_ns: impl Fn() -> u64) -> Option<Delivery> {
+        if let Some(delivery) = self.adopt_orphan(&now_ns) {
+            return Some(delivery);
+        }
+        let lanes = self.lanes.len();
+        for step in 0..lanes {
+            let lane = (self.next_lane + step) % lanes;
+            while let Some((position, entry)) = self.claim_position(lane, &now_ns) {
+                self.next_lane = lane + 1;
+                if let Some(delivery) = self.copy_out(lane, position, entry) {
+                    return Some(delivery);
+                }
+            }
+        }
+        None
+    }
+
+    /// Whether a claim would find something: what a parker checks last. Never changes anything.
+    #[must_use]
+    pub fn has_message(&self) -> bool {
+        self.orphans().load(Ordering::Acquire) != 0
+            || (0..self.lanes.len()).any(|lane| self.next_claimable(lane).is_some())
+    }
+
+    /// The first position of a lane that nobody has claimed and that holds a message.
+    fn next_claimable(&self, lane: usize) -> Option<(u64, u64)> {
+        let ClaimLane {
+            head_at,
+            reader: Some(reader),
+            ..
+        } = &self.lanes[lane]
+        else {
+            return None;
+        };
+        'again: loop {
+            let head = self.own.word(*head_at).load(Ordering::Acquire);
+            for position in head..head + reader.lane_slots() {
+                let word = self.own.word(claim_at(*head_at, reader.mask(), position));
+                let seen = word.load(Ordering::Acquire);
+                let claim = Claim::from_word(seen);
+                if claim.position_after > position + 1 {
+                    continue 'again; // the head has moved a whole lane since it was read
+                }
+                if claim.position_after == position + 1 && claim.slot != Claim::RETURNED {
+                    continue;
+                }
+                return reader.is_visible(position).then_some((position, seen));
+            }
+            return None;
+        }
+    }
+
+    /// Claims a position of a lane for this slot, together with an entry to copy it into.
+    fn claim_position(&self, lane: usize, now_ns: &impl Fn() -> u64) -> Option<(u64, usize)> {
+        let (mut position, mut seen) = self.next_claimable(lane)?;
+        let entry = self.own_entry()?;
+        self.own
+            .word(self.started_at)
+            .store(now_ns(), Ordering::Relaxed);
+        let mask = self.lanes[lane].reader.as_ref()?.mask();
+        loop {
+            let claim = Claim {
+                position_after: position + 1,
+                slot: self.slot.0,
+                copied: false,
+            };
+            let word = self
+                .own
+                .word(claim_at(self.lanes[lane].head_at, mask, position));
+            kill_point();
+            // SYNC(claim): one exchange decides between the instances of the family.
+            let won =
+                word.compare_exchange(seen, claim.to_word(), Ordering::AcqRel, Ordering::Relaxed);
+            if won.is_ok() {
+                return Some((position, entry));
+            }
+            match self.next_claimable(lane) {
+                Some(next) => (position, seen) = next,
+                None => {
+                    self.own.word(self.started_at).store(0, Ordering::Relaxed);
+                    return None;
+                }
+            }
+        }
+    }
+
+    /// Copies a claimed message into the entry and lets the lane go on.
+    fn copy_out(&self, lane: usize, position: u64, entry: usize) -> Option<Delivery> {
+        let ClaimLane {
+            source,
+            head_at,
+            reader,
+        } = &self.lanes[lane];
+        let reader = reader.as_ref()?;
+        let words = reader.read(position);
+        let key = entry_key(lane, position);
+        let message_at = entry + offset_of!(InFlightEntry, message);
+        for (index, word) in words.iter().enumerate() {
+            self.own
+                .word(message_at + index * 8)
+                .store(*word, Ordering::Relaxed);
+        }
+        kill_point();
+        // SYNC(key): Release: the entry holds the message before the head may pass it.
+        self.own
+            .word(entry + offset_of!(InFlightEntry, key))
+            .store(key, Ordering::Release);
+        kill_point();
+        let claim = Claim {
+            position_after: position + 1,
+            slot: self.slot.0,
+            copied: true,
+        };
+        self.own
+            .word(claim_at(*head_at, reader.mask(), position))
+            .store(claim.to_word(), Ordering::Release);
+        kill_point();
+        advance_head(&self.own, *head_at, reader.mask());
+        self.delivery(*source, entry, key, &words, 1)
+    }
+
+    /// A checked delivery; a message that is none is acknowledged on the spot, since nobody can
+    /// handle it.
+    fn delivery(
+        &self,
+        source: FamilyIndex,
+        entry: usize,
+        key: u64,
+        words: &MessageWords,
+        attempt: u64,
+    ) -> Option<Delivery> {
+        let index = self.entries.iter().position(|&at| at == entry)?;
+        let ack = ack_of_entry(index, entry, key);
+        let Some(message) = Message::from_words(words) else {
+            self.own.word(ack.word_at).store(0, Ordering::Release);
+            return None;
+        };
+        Some(Delivery {
+            message,
+            attempt: attempt as u16,
+            source,
+            ack,
+        })
+    }
+
+    /// An entry of this slot that holds no message; takes a free one if the slot has none.
+    fn own_entry(&self) -> Option<usize> {
+        let mine = u64::from(self.slot.0) + 1;
+        let key_at = offset_of!(InFlightEntry, key);
+        let owned = self.entries.iter().find(|&&at| {
+            let (owner, _) = split_owner(self.owner(at).load(Ordering::Relaxed));
+            owner == mine && self.own.word(at + key_at).load(Ordering::Relaxed) == 0
+        });
+        owned.copied().or_else(|| {
+            let free = self.entries.iter().copied();
+            free.into_iter().find(|&at| {
+                let taken = owner_word(mine, 1);
+                let word = self.owner(at);
+                word.load(Ordering::Relaxed) == 0
+                    && word
+                        .compare_exchange(0, taken, Ordering::AcqRel, Ordering::Relaxed)
+                        .is_ok()
+            })
+        })
+    }
+
+    /// Takes over a message whose instance died.
+    fn adopt_orphan(&self, now_ns: &impl Fn() -> u64) -> Option<Delivery> {
+        if self.orphans().load(Ordering::Relaxed) == 0 {
+            return None;
+        }
+        // Before the scan: an orphan that appears later sets the hint again.
+        self.orphans().store(0, Ordering::SeqCst);
+        let entry = self.entries.iter().copied().find(|&at| {
+            let word = self.owner(at).load(Ordering::Acquire);
+            let (owner, attempt) = split_owner(word);
+            let taken = owner_word(u64::from(self.slot.0) + 1, attempt);
+            owner == OWNER_ORPHAN && {
+                self.own
+                    .word(self.started_at)
+                    .store(now_ns(), Ordering::Relaxed);
+                self.owner(at)
+                    .compare_exchange(word, taken, Ordering::AcqRel, Ordering::Relaxed)
+                    .is_ok()
+            }
+        })?;
+        self.orphans().store(1, Ordering::SeqCst); // there may be more
+        let key = self
+            .own
+            .word(entry + offset_of!(InFlightEntry, key))
+            .load(Ordering::Relaxed);
+        let message_at = entry + offset_of!(InFlightEntry, message);
+        let words = core::array::from_fn(|index| {
+            self.own
+                .word(message_at + index * 8)
+                .load(Ordering::Relaxed)
+        });
+        let (_, attempt) = split_owner(self.owner(entry).load(Ordering::Relaxed));
+        let source = self.lanes.get((key >> 48) as usize)?.source;
+        self.delivery(source, entry, key, &words, attempt)
+    }
+
+    /// After the acknowledgement: the slot is idle, and an adopted entry is free for others.
+    pub fn finish(&self) {
+        self.own.word(self.started_at).store(0, Ordering::Relaxed);
+        let mine = u64::from(self.slot.0) + 1;
+        let key_at = offset_of!(InFlightEntry, key);
+        let mut kept = false;
+        for &at in &self.entries {
+            let word = self.owner(at).load(Ordering::Relaxed);
+            if split_owner(word).0 != mine
+                || self.own.word(at + key_at).load(Ordering::Relaxed) != 0
+            {
+                continue;
+            }
+            let next = if kept { 0 } else { owner_word(mine, 1) };
+            self.owner(at).store(next, Ordering::Release);
+            kept = true;
+        }
+    }
+
+    fn owner(&self, entry: usize) -> &AtomicU64 {
+        self.own.word(entry + offset_of!(InFlightEntry, owner))
+    }
+
+    fn orphans(&self) -> &AtomicU64 {
+        self.own.word(offset_of!(FamilyHeader, orphans))
+    }
+}
+
+/// Moves the head of a lane over the prefix that was copied out; every instance helps.
+pub(crate) fn advance_head(own: &impl Memory, head_at: usize, mask: u64) {
+    let word = own.word(head_at + offset_of!(LaneHead, head));
+    let mut head = word.load(Ordering::Acquire);
+    loop {
+        let claim = own
+            .word(claim_at(head_at, mask, head))
+            .load(Ordering::Acquire);
+        let done = Claim {
+            copied: true,
+            ..Claim::from_word(claim)
+        };
+        if claim != done.to_word() || done.position_after != head + 1 {
+            return;
+        }
+        // SYNC(head): Release pairs with the producer's Acquire; (release): so does the entry.
+        match word.compare_exchange(head, head + 1, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => head += 1,
+            Err(now) => head = now,
+        }
+    }
+}

@@ -1,0 +1,273 @@
+//! The guardian's side of the segments: make, seal, repair, copy.
+//!
+//! Driven by the sandbox's init, which owns the processes and the sockets. After a family's death
+//! its segment is repaired and copied byte for byte into a new memfd, since a sealed one cannot be
+//! mapped writable again: every position, head and in-flight entry stays valid, so peers may
+//! switch to the copy at any moment without losing or repeating a message.
+
+use core::mem::offset_of;
+use core::sync::atomic::Ordering;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use sandpipe_abi::layout::{
+    ChunkDescriptor, FamilyHeader, HintBlock, LAYOUT_VERSION, MAGIC, PAGE, layout_hash,
+};
+
+use crate::attach::AttachMessage;
+use crate::bus::Bus;
+use crate::memory::Memory;
+use crate::recover::{Repair, recover_family};
+use crate::segment::{self, Mapping};
+use crate::topology::{FamilyIndex, Topology};
+
+/// Keeps the segments of one sandbox. If it dies, the sandbox dies with it.
+#[derive(Debug)]
+pub struct Guardian {
+    topology: Topology,
+    hints: OwnedFd,
+    hints_mapping: Mapping,
+    families: Vec<Option<Family>>,
+}
+
+#[derive(Debug)]
+struct Family {
+    fd: OwnedFd,
+    mapping: Mapping,
+    epoch: u64,
+    sealed: bool,
+}
+
+/// What the sandbox's init does about a participant's message.
+#[derive(Debug)]
+pub enum Reaction<'g> {
+    /// Send these bytes and descriptors to the participant.
+    Reply(Vec<u8>, Vec<BorrowedFd<'g>>),
+    /// Send these bytes, then close: the participant cannot take part.
+    Refuse(Vec<u8>),
+    /// The family's segment is sealed: send [`Guardian::peers_message`] to it, and
+    /// [`Guardian::update_message`] about it to every other participant.
+    Sealed,
+    /// The participant has mapped what it was sent last.
+    Attached,
+    /// No message of the handshake: close the connection.
+    Unknown,
+}
+
+impl Guardian {
+    /// Makes the hint page; families come with [`Guardian::make_family`].
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn new(topology: Topology) -> io::Result<Guardian> {
+        let hints = segment::create("sandpipe-hints", PAGE)?;
+        let hints_mapping = Mapping::new(&hints, PAGE, true, PAGE)?;
+        hints_mapping.do_not_fork();
+        let families = topology.families().iter().map(|_| None).collect();
+        const { assert!(size_of::<HintBlock>() * sandpipe_abi::layout::FAMILIES_MAX <= PAGE) };
+        Ok(Guardian {
+            topology,
+            hints,
+            hints_mapping,
+            families,
+        })
+    }
+
+    /// Who is in the sandbox.
+    #[must_use]
+    pub fn topology(&self) -> &Topology {
+        &self.topology
+    }
+
+    /// Makes the segment of a family's next incarnation: zeroed the first time, afterwards a copy
+    /// of the repaired predecessor. Until it is sealed only the family gets the descriptor.
+    ///
+    /// Call [`Guardian::repair_family`] before it whenever the family has lived.
+    ///
+    /// # Errors
+    /// The system's; the predecessor is kept then.
+    pub fn make_family(&mut self, family: FamilyIndex) -> io::Result<()> {
+        let layout = self.topology.layout(family);
+        let fd = segment::create("sandpipe-family", layout.bytes)?;
+        let mapping = Mapping::new(&fd, layout.bytes, true, layout.control_bytes)?;
+        mapping.do_not_fork();
+        let before = self.families[family.index()].as_ref();
+        let epoch = before.map_or(1, |before| before.epoch + 1);
+        if let Some(before) = before {
+            copy_segment(&before.mapping, &mapping, &self.topology, family);
+        }
+        write_header(&mapping, family, epoch);
+        let bus = Bus::new(
+            self.topology.clone(),
+            family,
+            mapping.clone(),
+            self.hints_mapping.clone(),
+        );
+        crate::lease::clear(&bus);
+        self.families[family.index()] = Some(Family {
+            fd,
+            mapping,
+            epoch,
+            sealed: false,
+        });
+        Ok(())
+    }
+
+    /// Repairs a family's segment. Every process of the family is gone (waitid has said so): the
+    /// caller made sure of it, since a living one would write on.
+    pub fn repair_family(&mut self, family: FamilyIndex) -> Repair {
+        let Some(dead) = &self.families[family.index()] else {
+            return Repair::default();
+        };
+        let hints = self.hints_mapping.clone();
+        let mut bus = Bus::new(self.topology.clone(), family, dead.mapping.clone(), hints);
+        for (index, peer) in self.families.iter().enumerate() {
+            if let (Some(peer), true) = (peer, index != family.index()) {
+                bus.set_peer(FamilyIndex(index as u16), peer.mapping.clone());
+            }
+        }
+        let repair = recover_family(&bus);
+        bus.ring_after_recovery();
+        repair
+    }
+
+    /// What to do about a message of the process that is, or wants to be, `family`.
+    ///
+    /// # Errors
+    /// The system's, if the segment cannot be sealed.
+    pub fn handle(&mut self, family: FamilyIndex, message: &[u8]) -> io::Result<Reaction<'_>> {
+        match AttachMessage::decode(message) {
+            Some(AttachMessage::Hello {
+                version,
+                hash,
+                family: wanted,
+            }) => Ok(self.hello(family, version, hash, wanted)),
+            Some(AttachMessage::Mapped) => {
+                let Some(made) = &mut self.families[family.index()] else {
+                    return Ok(Reaction::Unknown);
+                };
+                if !made.sealed {
+                    segment::seal(&made.fd)?;
+                    made.sealed = true;
+                }
+                Ok(Reaction::Sealed)
+            }
+            Some(AttachMessage::Attached) => Ok(Reaction::Attached),
+            _ => Ok(Reaction::Unknown),
+        }
+    }
+
+    fn hello(
+        &self,
+        family: FamilyIndex,
+        version: u32,
+        hash: u64,
+        wanted: FamilyIndex,
+    ) -> Reaction<'_> {
+        let refuse = |reason: &str| {
+            let refused = AttachMessage::Refused {
+                version: LAYOUT_VERSION,
+                hash: layout_hash(),
+                reason: reason.to_string(),
+            };
+            Reaction::Refuse(refused.encode())
+        };
+        if version != LAYOUT_VERSION {
+            return refuse(&format!(
+                "you speak layout version {version}, not {LAYOUT_VERSION}"
+            ));
+        }
+        if hash != layout_hash() {
+            return refuse("the same layout version, but built with other sizes");
+        }
+        if wanted != family {
+            return refuse(&format!(
+                "this socket is for family {}, not {}",
+                family.0, wanted.0
+            ));
+        }
+        let Some(made) = &self.families[family.index()] else {
+            return refuse("the family has no segment yet");
+        };
+        if made.sealed {
+            return refuse("the family's segment is in use");
+        }
+        let topology = self.topology.encode();
+        let own = AttachMessage::Own {
+            family,
+            epoch: made.epoch,
+            topology,
+        };
+        Reaction::Reply(own.encode(), vec![made.fd.as_fd(), self.hints.as_fd()])
+    }
+
+    /// The first `Peers` message of a participant: every sealed segment but its own.
+    #[must_use]
+    pub fn peers_message(&self, family: FamilyIndex) -> (Vec<u8>, Vec<BorrowedFd<'_>>) {
+        self.message_about(|index| index != family.index())
+    }
+
+    /// The `Peers` message that tells the others of a family's new segment.
+    #[must_use]
+    pub fn update_message(&self, family: FamilyIndex) -> (Vec<u8>, Vec<BorrowedFd<'_>>) {
+        self.message_about(|index| index == family.index())
+    }
+
+    fn message_about(&self, wanted: impl Fn(usize) -> bool) -> (Vec<u8>, Vec<BorrowedFd<'_>>) {
+        let sealed = self
+            .families
+            .iter()
+            .enumerate()
+            .filter_map(|(index, family)| {
+                let family = family
+                    .as_ref()
+                    .filter(|family| family.sealed && wanted(index))?;
+                Some(((FamilyIndex(index as u16), family.epoch), family.fd.as_fd()))
+            });
+        let (peers, fds) = sealed.unzip();
+        (AttachMessage::Peers(peers).encode(), fds)
+    }
+
+    /// Wakes everybody who is parked on any bell: after a restart, so that idle instances see it.
+    pub fn ring_everybody(&self) {
+        for family in 0..self.families.len() {
+            let queue = FamilyIndex(family as u16);
+            crate::bell::Bell::new(self.hints_mapping.clone(), queue).ring_all();
+        }
+    }
+}
+
+fn write_header(mapping: &Mapping, family: FamilyIndex, epoch: u64) {
+    let put = |at: usize, value: u64| mapping.word(at).store(value, Ordering::Relaxed);
+    put(offset_of!(FamilyHeader, version), u64::from(LAYOUT_VERSION));
+    put(offset_of!(FamilyHeader, hash), layout_hash());
+    put(offset_of!(FamilyHeader, family), u64::from(family.0));
+    put(offset_of!(FamilyHeader, epoch), epoch);
+    put(offset_of!(FamilyHeader, length), mapping.len() as u64);
+    put(offset_of!(FamilyHeader, attach_epoch), 0);
+    put(offset_of!(FamilyHeader, magic), MAGIC);
+}
+
+/// Copies everything that means something: the control words, and the chunks that are in use.
+/// Zero words are skipped, so that untouched pages stay unallocated.
+fn copy_segment(from: &Mapping, to: &Mapping, topology: &Topology, family: FamilyIndex) {
+    let copy = |at: usize, len: usize| {
+        for at in (at..at + len).step_by(8) {
+            let word = from.word(at).load(Ordering::Relaxed);
+            if word != 0 {
+                to.word(at).store(word, Ordering::Relaxed);
+            }
+        }
+    };
+    let layout = topology.layout(family);
+    copy(0, layout.control_bytes);
+    for chunk in 0..layout.chunk_count() {
+        let descriptor = layout.descriptor_at(chunk);
+        let word = |field: usize| from.word(descriptor + field).load(Ordering::Relaxed);
+        let in_use = word(offset_of!(ChunkDescriptor, state)) & 0xff != 0;
+        if let (true, Some((at, bytes))) = (in_use, layout.chunk_data(chunk)) {
+            let len = word(offset_of!(ChunkDescriptor, len)).min(bytes);
+            copy(at, (len as usize).next_multiple_of(8));
+        }
+    }
+}

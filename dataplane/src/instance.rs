@@ -1,0 +1,343 @@
+//! What one instance slot does: loan, stage, commit.
+//!
+//! Everything that a commit writes lies in the instance's own family segment, so one cache line
+//! holds the whole intent and one store makes it a fact. The order of stores is the protocol; see
+//! [`Instance::commit`]. [`crate::recover`] carries out what a dead instance had committed.
+
+use core::mem::offset_of;
+
+use sandpipe_abi::layout::{
+    ACK_CURSOR, ACK_ENTRY, CommitLine, ITEMS_MAX, InFlightEntry, InstanceSlot, LaneHead, SlotState,
+};
+
+use crate::bell::Bell;
+use crate::bus::Bus;
+use crate::chunk::{Holder, Loan, LoanError, Pool, join_item};
+use crate::lane::LaneWriter;
+use crate::memory::Memory;
+use crate::message::{Body, Message, MessageHeader, TraceStamps};
+use crate::sync::{Ordering, fence, full_fence, kill_point};
+use crate::topology::{FamilyIndex, SlotIndex};
+
+/// What a commit acknowledges.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ack {
+    /// `ACK_*` kind and index, as the commit record keeps it; 0: nothing.
+    pub(crate) at: u64,
+    /// Key of the entry, or the cursor's new value.
+    pub(crate) key: u64,
+    /// Offset of the word to change.
+    pub(crate) word_at: usize,
+}
+
+impl Ack {
+    /// Acknowledges nothing: the first message of a workflow, or a notice.
+    pub const NOTHING: Ack = Ack {
+        at: 0,
+        key: 0,
+        word_at: 0,
+    };
+}
+
+/// Payload to stage.
+#[derive(Clone, Copy, Debug)]
+pub enum Payload<'a> {
+    /// At most 64 bytes, copied into the lane slot.
+    Inline(&'a [u8]),
+    /// A chunk on loan; the same loan may be staged for several queues.
+    Loaned(&'a Loan),
+}
+
+/// Why a message could not be staged. Nothing is visible, the rest of the commit stays staged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum StageError {
+    /// The lane has no free slot: wait until the consumer has taken something.
+    #[error("the lane to queue {0} is full; try again when its consumer has caught up")]
+    Full(u16),
+    /// The family does not publish to this queue.
+    #[error("this family has no lane to queue {0}; name it as a target in the topology")]
+    NoLane(u16),
+    /// One commit makes at most 16 lane slots visible.
+    #[error("one commit has at most {ITEMS_MAX} lane slots; split the outputs")]
+    TooManyItems,
+    /// An inline payload has at most 64 bytes.
+    #[error("{0} bytes do not fit into a lane slot; loan a chunk")]
+    NotInline(usize),
+}
+
+/// One instance slot, held by one process. Not shared between threads.
+#[derive(Debug)]
+pub struct Instance<M> {
+    own: M,
+    slot: SlotIndex,
+    slot_at: usize,
+    targets: Vec<FamilyIndex>,
+    lanes: Vec<LaneWriter<M>>,
+    bells: Vec<Bell<M>>,
+    holders: Vec<Holder<M>>,
+    pool: Pool<M>,
+    sequence: u64,
+    items: Vec<(usize, u64)>,
+    staged_chunks: Vec<u32>,
+}
+
+impl<M: Memory> Instance<M> {
+    pub(crate) fn new(bus: &Bus<M>, slot: SlotIndex) -> Instance<M> {
+        let own = bus.own_memory().clone();
+        let slot_at = bus.own_layout().slot_at(slot);
+        let spec = bus.topology().family(bus.family());
+        let sequence = own
+            .word(slot_at + offset_of!(InstanceSlot, commit))
+            .load(Ordering::Relaxed);
+        let lanes = (0..spec.targets.len())
+            .map(|target| bus.lane_writer(slot, target))
+            .collect();
+        Instance {
+            slot,
+            slot_at,
+            targets: spec.targets.iter().map(|target| target.queue).collect(),
+            lanes,
+            bells: spec
+                .targets
+                .iter()
+                .map(|target| bus.bell(target.queue))
+                .collect(),
+            holders: bus.holders(),
+            pool: Pool::new(own.clone(), bus.layouts(), bus.family(), slot),
+            own,
+            sequence,
+            items: Vec::with_capacity(ITEMS_MAX),
+            staged_chunks: Vec::with_capacity(ITEMS_MAX),
+        }
+    }
+
+    /// Which slot this is.
+    #[must_use]
+    pub fn slot(&self) -> SlotIndex {
+        self.slot
+    }
+
+    /// Takes a chunk for a payload of `len` bytes: a few loads and one locked exchange, no system
+    /// call, does not block. If the caller dies, recovery of its slot gives the chunk back.
+    ///
+    /// # Errors
+    /// [`LoanError::TooLarge`]; [`LoanError::Exhausted`] until a consumer releases a message.
+    pub fn loan(&mut self, len: usize) -> Result<Loan, LoanError> {
+        self.pool.loan(len as u64, &self.holders)
+    }
+
+    /// Copies `bytes` into a loan at `at`.
+    ///
+    /// # Panics
+    /// If they do not fit.
+    pub fn write(&self, loan: &Loan, at: usize, bytes: &[u8]) {
+        assert!(
+            at.is_multiple_of(8),
+            "a loan is written from a multiple of 8 bytes, not {at}"
+        );
+        assert!(
+            at + bytes.len() <= loan.len(),
+            "{} bytes at {at} do not fit",
+            bytes.len()
+        );
+        self.own.copy_in(loan.data_at + at, bytes);
+    }
+
+    /// The family's memory, for in-place writing through [`crate::Mapping::loan_bytes`].
+    #[must_use]
+    pub fn memory(&self) -> &M {
+        &self.own
+    }
+
+    /// Gives an unpublished loan back.
+    pub fn give_back(&mut self, loan: Loan) {
+        self.pool.give_back(loan.chunk);
+    }
+
+    /// Chunks of the family that are (on loan, published and not yet released).
+    #[must_use]
+    pub fn chunks_in_use(&self) -> (usize, usize) {
+        self.pool.in_use(&self.holders)
+    }
+
+    /// Writes a message behind the tail of its lane, invisible until the commit. Does not block.
+    ///
+    /// Stage a message's backup copy for the agent before the message itself.
+    ///
+    /// # Errors
+    /// [`StageError`]; call [`Instance::discard`] to drop what was staged before.
+    pub fn stage(
+        &mut self,
+        queue: FamilyIndex,
+        header: &MessageHeader,
+        payload: Payload<'_>,
+        trace: TraceStamps,
+    ) -> Result<(), StageError> {
+        let target = self.targets.iter().position(|&target| target == queue);
+        let target = target.ok_or(StageError::NoLane(queue.0))?;
+        if self.items.len() == ITEMS_MAX {
+            return Err(StageError::TooManyItems);
+        }
+        if !self.lanes[target].has_room() {
+            return Err(StageError::Full(queue.0));
+        }
+        let (len, body) = match payload {
+            Payload::Inline(bytes) => (bytes.len(), inline_body(bytes)?),
+            Payload::Loaned(loan) => (
+                loan.len(),
+                Body::Chunk {
+                    chunk: loan.chunk,
+                    trace,
+                },
+            ),
+        };
+        let message = Message {
+            header: *header,
+            len: len as u32,
+            body,
+        };
+        let position = self.lanes[target].stage(&message.to_words());
+        if let Payload::Loaned(loan) = payload {
+            let earlier = self
+                .staged_chunks
+                .iter()
+                .filter(|&&chunk| chunk == loan.chunk)
+                .count();
+            let item = join_item(target, position);
+            self.pool.add_holder(loan, earlier, item, self.sequence + 1);
+            self.staged_chunks.push(loan.chunk);
+        }
+        self.items.push((target, position));
+        Ok(())
+    }
+
+    /// Forgets everything that was staged; loans stay with the caller.
+    pub fn discard(&mut self) {
+        self.items.clear();
+        for chunk in self.staged_chunks.drain(..) {
+            self.pool.forget_holders(chunk);
+        }
+        self.lanes.iter_mut().for_each(LaneWriter::discard_staged);
+    }
+
+    /// Makes everything staged and the acknowledgement of `ack` one fact, then carries it out.
+    ///
+    /// No system call while the receivers are awake; one wake for each queue whose consumer is
+    /// parked. If the caller dies before the commit word, nothing happened and its input is
+    /// delivered again; if it dies after, recovery of its slot carries out the rest.
+    pub fn commit(&mut self, ack: Ack) {
+        let line = self.slot_at + offset_of!(InstanceSlot, commit);
+        kill_point();
+        self.write_intent(line, ack);
+        kill_point();
+        // The one word: from here on everything below happens, by this process or by recovery.
+        self.own
+            .word(line + offset_of!(CommitLine, commit))
+            .store(self.sequence, Ordering::Release);
+        kill_point();
+        for chunk in self.staged_chunks.drain(..) {
+            self.pool.publish(chunk);
+        }
+        for &(target, _) in &self.items {
+            self.lanes[target].stamp_next();
+            kill_point();
+        }
+        for &(target, _) in &self.items {
+            self.lanes[target].store_tail();
+        }
+        kill_point();
+        self.acknowledge(ack);
+        kill_point();
+        // SYNC(park): the stamps above come before the look at the parked count below.
+        full_fence();
+        // The next grain first, the agent after it: each wake costs this process microseconds.
+        for index in (0..self.items.len()).rev() {
+            let (target, _) = self.items[index];
+            self.bells[target].ring_if_parked();
+        }
+        self.items.clear();
+    }
+
+    /// Writes the record of the commit under a new sequence number. The number goes first, so that
+    /// the previous record is void before it is overwritten.
+    fn write_intent(&mut self, line: usize, ack: Ack) {
+        self.sequence += 1;
+        let own = &self.own;
+        own.word(line + offset_of!(CommitLine, seq))
+            .store(self.sequence, Ordering::Relaxed);
+        // SYNC(intent): keeps the number in front of the items; recovery reads after the death.
+        fence(Ordering::Release);
+        kill_point();
+        own.word(line + offset_of!(CommitLine, count))
+            .store(self.items.len() as u64, Ordering::Relaxed);
+        own.word(line + offset_of!(CommitLine, ack_at))
+            .store(ack.at, Ordering::Relaxed);
+        own.word(line + offset_of!(CommitLine, ack_key))
+            .store(ack.key, Ordering::Relaxed);
+        for (index, &(target, position)) in self.items.iter().enumerate() {
+            own.word(item_at(self.slot_at, index))
+                .store(join_item(target, position), Ordering::Relaxed);
+        }
+    }
+
+    fn acknowledge(&self, ack: Ack) {
+        match ack.at & 0xff << 56 {
+            ACK_ENTRY => {
+                // SYNC(key): Release pairs with the chunk owner's Acquire: our reads are over.
+                self.own.word(ack.word_at).store(0, Ordering::Release);
+            }
+            ACK_CURSOR => {
+                // SYNC(cursor): Release keeps the reads of the message in front of it.
+                self.own.word(ack.word_at).store(ack.key, Ordering::Release);
+            }
+            _ => {}
+        }
+    }
+
+    /// When this slot's holder took its message, for the watchdog of time limits; 0: none.
+    pub fn set_started(&self, ns: u64) {
+        let at = self.slot_at + offset_of!(InstanceSlot, state) + offset_of!(SlotState, started_ns);
+        self.own.word(at).store(ns, Ordering::Relaxed);
+    }
+}
+
+/// Offset of item `index` of a slot's commit record.
+pub(crate) fn item_at(slot_at: usize, index: usize) -> usize {
+    let line = slot_at + offset_of!(InstanceSlot, commit) + offset_of!(CommitLine, item);
+    match index.checked_sub(3) {
+        None => line + index * 8,
+        Some(more) => slot_at + offset_of!(InstanceSlot, more_items) + more * 8,
+    }
+}
+
+/// Acknowledges an in-flight entry.
+pub(crate) fn ack_of_entry(entry: usize, entry_at: usize, key: u64) -> Ack {
+    let word_at = entry_at + offset_of!(InFlightEntry, key);
+    Ack {
+        at: ACK_ENTRY | entry as u64,
+        key,
+        word_at,
+    }
+}
+
+/// Acknowledges a position of an exclusively received lane.
+pub(crate) fn ack_of_cursor(lane: usize, head_at: usize, position: u64) -> Ack {
+    let word_at = head_at + offset_of!(LaneHead, cursor);
+    Ack {
+        at: ACK_CURSOR | lane as u64,
+        key: position + 1,
+        word_at,
+    }
+}
+
+fn inline_body(bytes: &[u8]) -> Result<Body, StageError> {
+    let mut padded = [0; 64];
+    padded
+        .get_mut(..bytes.len())
+        .ok_or(StageError::NotInline(bytes.len()))?
+        .copy_from_slice(bytes);
+    Ok(Body::Inline(core::array::from_fn(|index| {
+        u64::from_le_bytes(padded[index * 8..][..8].try_into().expect("eight bytes"))
+    })))
+}

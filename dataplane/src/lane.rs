@@ -1,0 +1,161 @@
+//! One lane: a ring from one instance slot to one queue, one writer, one reading family.
+//!
+//! The producer owns the slots and its tail; the consumer owns the head. A slot holds the message
+//! of position `p` once its stamp is `p + 1`. Nothing here blocks or makes a system call.
+
+use core::mem::{offset_of, size_of};
+
+use sandpipe_abi::layout::{LaneHead, LaneSlot};
+
+use crate::memory::Memory;
+use crate::message::MessageWords;
+use crate::sync::Ordering;
+
+/// Where a lane's parts are.
+#[derive(Clone, Debug)]
+pub(crate) struct LaneWriter<M> {
+    own: M,
+    slots_at: usize,
+    mask: u64,
+    tail_at: usize,
+    /// The consumer's segment, once it is mapped, and the offset of its head for this lane.
+    consumer: Option<M>,
+    head_at: usize,
+    head_seen: u64,
+    /// Next position to stamp.
+    pos: u64,
+    /// Positions staged behind `pos`.
+    staged: u64,
+}
+
+impl<M: Memory> LaneWriter<M> {
+    pub(crate) fn new(
+        own: M,
+        slots_at: usize,
+        lane_slots: u32,
+        tail_at: usize,
+        consumer: Option<M>,
+        head_at: usize,
+    ) -> LaneWriter<M> {
+        let pos = own.word(tail_at).load(Ordering::Relaxed);
+        let mask = u64::from(lane_slots) - 1;
+        LaneWriter {
+            own,
+            slots_at,
+            mask,
+            tail_at,
+            consumer,
+            head_at,
+            head_seen: 0,
+            pos,
+            staged: 0,
+        }
+    }
+
+    /// Whether one more message can be staged. A lying head can make the producer overwrite its
+    /// own slots only, never leave its own memory.
+    #[inline]
+    pub(crate) fn has_room(&mut self) -> bool {
+        let next = self.pos + self.staged + 1;
+        if next.wrapping_sub(self.head_seen) <= self.mask + 1 {
+            return true;
+        }
+        if let Some(consumer) = &self.consumer {
+            // SYNC(head): Acquire pairs with the consumer's Release when it frees slots, so that
+            // its reads of a slot are over before the slot is written again.
+            self.head_seen = consumer.word(self.head_at).load(Ordering::Acquire);
+        }
+        next.wrapping_sub(self.head_seen) <= self.mask + 1
+    }
+
+    /// Writes a message behind the staged ones; invisible, since the stamp is not touched.
+    #[inline]
+    pub(crate) fn stage(&mut self, message: &MessageWords) -> u64 {
+        let position = self.pos + self.staged;
+        let at = slot_at(self.slots_at, self.mask, position) + offset_of!(LaneSlot, id);
+        for (index, word) in message.iter().enumerate() {
+            self.own
+                .word(at + index * 8)
+                .store(*word, Ordering::Relaxed);
+        }
+        self.staged += 1;
+        position
+    }
+
+    /// Makes the oldest staged message visible.
+    #[inline]
+    pub(crate) fn stamp_next(&mut self) {
+        debug_assert!(self.staged > 0);
+        let at = slot_at(self.slots_at, self.mask, self.pos);
+        // SYNC(stamp): Release pairs with the reader's Acquire: it sees the whole message.
+        self.own.word(at).store(self.pos + 1, Ordering::Release);
+        self.pos += 1;
+        self.staged -= 1;
+    }
+
+    /// Records the position for the next holder of the slot.
+    #[inline]
+    pub(crate) fn store_tail(&self) {
+        self.own
+            .word(self.tail_at)
+            .store(self.pos, Ordering::Relaxed);
+    }
+
+    /// Forgets what was staged and not stamped.
+    pub(crate) fn discard_staged(&mut self) {
+        self.staged = 0;
+    }
+}
+
+/// Reads one lane of another family.
+#[derive(Clone, Debug)]
+pub(crate) struct LaneReader<M> {
+    source: M,
+    slots_at: usize,
+    mask: u64,
+}
+
+impl<M: Memory> LaneReader<M> {
+    pub(crate) fn new(source: M, slots_at: usize, lane_slots: u32) -> LaneReader<M> {
+        LaneReader {
+            source,
+            slots_at,
+            mask: u64::from(lane_slots) - 1,
+        }
+    }
+
+    pub(crate) fn lane_slots(&self) -> u64 {
+        self.mask + 1
+    }
+
+    pub(crate) fn mask(&self) -> u64 {
+        self.mask
+    }
+
+    /// Whether the message of this position is visible.
+    #[inline]
+    pub(crate) fn is_visible(&self, position: u64) -> bool {
+        let at = slot_at(self.slots_at, self.mask, position);
+        // SYNC(stamp): Acquire pairs with the producer's Release.
+        self.source.word(at).load(Ordering::Acquire) == position + 1
+    }
+
+    /// Copies a visible message out.
+    #[inline]
+    pub(crate) fn read(&self, position: u64) -> MessageWords {
+        let at = slot_at(self.slots_at, self.mask, position) + offset_of!(LaneSlot, id);
+        core::array::from_fn(|index| self.source.word(at + index * 8).load(Ordering::Relaxed))
+    }
+}
+
+/// Offset of the slot of a position.
+#[inline]
+pub(crate) fn slot_at(slots_at: usize, mask: u64, position: u64) -> usize {
+    slots_at + (position & mask) as usize * size_of::<LaneSlot>()
+}
+
+/// Offset of the claim word of a position, behind the lane's head.
+#[inline]
+pub(crate) fn claim_at(head_at: usize, mask: u64, position: u64) -> usize {
+    head_at + size_of::<LaneHead>() + (position & mask) as usize * 8
+}

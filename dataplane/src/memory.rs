@@ -1,0 +1,88 @@
+//! Shared memory as the ring core sees it: an array of 64-bit words.
+//!
+//! The core never forms a reference to anything but one atomic word, so bytes that another process
+//! writes at the same time are never undefined behaviour, only wrong values, which are checked.
+
+use crate::sync::{AtomicU64, Ordering};
+
+/// A run of words that one process may write and others read. Offsets are bytes, 8-aligned.
+pub trait Memory: Clone {
+    /// The word at a byte offset.
+    ///
+    /// # Panics
+    /// If the word does not lie inside the memory or is not aligned: the offset did not come from
+    /// a checked [`crate::Topology`].
+    fn word(&self, offset: usize) -> &AtomicU64;
+
+    /// Bytes of the memory.
+    fn len(&self) -> usize;
+
+    /// Whether the memory has no words at all.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Copies `bytes.len()` bytes from `offset` out, word by word.
+    #[inline]
+    fn copy_out(&self, offset: usize, bytes: &mut [u8]) {
+        let mut at = offset;
+        let mut words = bytes.chunks_exact_mut(8);
+        for chunk in &mut words {
+            chunk.copy_from_slice(&self.word(at).load(Ordering::Relaxed).to_le_bytes());
+            at += 8;
+        }
+        let rest = words.into_remainder();
+        if !rest.is_empty() {
+            let word = self.word(at).load(Ordering::Relaxed).to_le_bytes();
+            rest.copy_from_slice(&word[..rest.len()]);
+        }
+    }
+
+    /// Copies `bytes` to `offset`, word by word; the rest of the last word becomes zero.
+    #[inline]
+    fn copy_in(&self, offset: usize, bytes: &[u8]) {
+        let mut at = offset;
+        let mut words = bytes.chunks_exact(8);
+        for chunk in &mut words {
+            let word = u64::from_le_bytes(chunk.try_into().expect("a chunk has 8 bytes"));
+            self.word(at).store(word, Ordering::Relaxed);
+            at += 8;
+        }
+        let rest = words.remainder();
+        if !rest.is_empty() {
+            let mut word = [0; 8];
+            word[..rest.len()].copy_from_slice(rest);
+            self.word(at)
+                .store(u64::from_le_bytes(word), Ordering::Relaxed);
+        }
+    }
+}
+
+/// Words on the heap: what loom, Miri and unit tests run the ring core on.
+#[derive(Clone, Debug)]
+pub struct HeapMemory(std::sync::Arc<Vec<AtomicU64>>);
+
+impl HeapMemory {
+    /// `len` zeroed bytes (rounded up to a word).
+    #[must_use]
+    pub fn new(len: usize) -> HeapMemory {
+        HeapMemory(std::sync::Arc::new(
+            (0..len.div_ceil(8)).map(|_| AtomicU64::new(0)).collect(),
+        ))
+    }
+}
+
+impl Memory for HeapMemory {
+    #[inline]
+    fn word(&self, offset: usize) -> &AtomicU64 {
+        assert!(
+            offset.is_multiple_of(8),
+            "word offset {offset} is not a multiple of 8"
+        );
+        &self.0[offset / 8]
+    }
+
+    fn len(&self) -> usize {
+        self.0.len() * 8
+    }
+}

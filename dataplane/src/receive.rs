@@ -1,0 +1,214 @@
+//! Exclusive receive: one process reads a queue and handles its messages in place.
+//!
+//! A message stays in its lane until it is acknowledged. `cursor` moves with every acknowledgement
+//! (recovery reads it), `head` only now and then (it costs the producer a cache miss). The host
+//! agent reads ahead: [`Receiver::receive`] goes on while earlier messages wait for their backup.
+
+use core::mem::offset_of;
+
+use sandpipe_abi::layout::LaneHead;
+
+use crate::bus::Bus;
+use crate::claim::Delivery;
+use crate::instance::ack_of_cursor;
+use crate::lane::LaneReader;
+use crate::memory::Memory;
+use crate::message::Message;
+use crate::sync::Ordering;
+use crate::topology::FamilyIndex;
+
+/// Reads every lane of one queue; held by one thread.
+#[derive(Debug)]
+pub struct Receiver<M> {
+    own: M,
+    lanes: Vec<ReceiveLane<M>>,
+    next_lane: usize,
+}
+
+#[derive(Debug)]
+struct ReceiveLane<M> {
+    source: FamilyIndex,
+    head_at: usize,
+    reader: Option<LaneReader<M>>,
+    /// Next position to hand out.
+    position: u64,
+    cursor: u64,
+    head: u64,
+}
+
+/// Where a received message lies: needed to acknowledge it without a commit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Index of the incoming lane.
+    pub lane: usize,
+    /// Position in the lane.
+    pub position: u64,
+}
+
+impl<M: Memory> Receiver<M> {
+    pub(crate) fn new(bus: &Bus<M>) -> Receiver<M> {
+        let own = bus.own_memory().clone();
+        let lanes = bus.own_layout().lanes.iter().map(|lane| {
+            let cursor_at = lane.head_at + offset_of!(LaneHead, cursor);
+            let cursor = own.word(cursor_at).load(Ordering::Relaxed);
+            ReceiveLane {
+                source: lane.source,
+                head_at: lane.head_at,
+                reader: bus.lane_reader(lane),
+                position: cursor,
+                cursor,
+                head: own.word(lane.head_at).load(Ordering::Relaxed),
+            }
+        });
+        let lanes = lanes.collect();
+        Receiver {
+            own,
+            lanes,
+            next_lane: 0,
+        }
+    }
+
+    /// Uses the segments that the bus maps now; positions stay as they are.
+    pub fn rebind(&mut self, bus: &Bus<M>) {
+        for (lane, incoming) in self.lanes.iter_mut().zip(&bus.own_layout().lanes) {
+            lane.reader = bus.lane_reader(incoming);
+        }
+    }
+
+    /// The next message of any lane, or `None`: one load a lane, no system call, never blocks.
+    ///
+    /// The message stays in its lane. If the caller dies before it acknowledges, the message is
+    /// received again with attempt + 1.
+    #[inline]
+    pub fn receive(&mut self) -> Option<(Delivery, Place)> {
+        let lanes = self.lanes.len();
+        for step in 0..lanes {
+            let index = if self.next_lane + step < lanes {
+                self.next_lane + step
+            } else {
+                self.next_lane + step - lanes
+            };
+            let lane = &mut self.lanes[index];
+            let Some(reader) = &lane.reader else { continue };
+            if !reader.is_visible(lane.position) {
+                continue;
+            }
+            let position = lane.position;
+            let words = reader.read(position);
+            lane.position += 1;
+            self.next_lane = index;
+            let Some(message) = Message::from_words(&words) else {
+                self.skip(index, position);
+                return None;
+            };
+            let attempt = self.count_attempt(index, position);
+            let lane = &self.lanes[index];
+            let ack = ack_of_cursor(index, lane.head_at, position);
+            let place = Place {
+                lane: index,
+                position,
+            };
+            return Some((
+                Delivery {
+                    message,
+                    attempt,
+                    source: lane.source,
+                    ack,
+                },
+                place,
+            ));
+        }
+        self.next_lane = 0;
+        self.publish_heads();
+        None
+    }
+
+    /// Whether a message waits: what a parker checks last.
+    #[must_use]
+    pub fn has_message(&self) -> bool {
+        self.lanes.iter().any(|lane| {
+            lane.reader
+                .as_ref()
+                .is_some_and(|reader| reader.is_visible(lane.position))
+        })
+    }
+
+    /// Acknowledges every message of a lane up to and including `place`, without a commit.
+    /// A store; if the caller dies before it, the messages are received again.
+    #[inline]
+    pub fn acknowledge(&mut self, place: Place) {
+        let lane = &mut self.lanes[place.lane];
+        let cursor = place.position + 1;
+        // SYNC(cursor): Release keeps the reads of the message in front of it.
+        self.own
+            .word(lane.head_at + offset_of!(LaneHead, cursor))
+            .store(cursor, Ordering::Release);
+        self.acknowledged(place);
+    }
+
+    /// After a commit that carried the [`Ack`] of `place`: lets the producer reuse the slots, an
+    /// eighth of a lane at a time.
+    #[inline]
+    pub fn acknowledged(&mut self, place: Place) {
+        let lane = &mut self.lanes[place.lane];
+        lane.cursor = lane.cursor.max(place.position + 1);
+        let eighth = lane
+            .reader
+            .as_ref()
+            .map_or(1, |reader| reader.lane_slots() / 8);
+        if lane.cursor - lane.head >= eighth.max(1) {
+            lane.head = lane.cursor;
+            // SYNC(head): Release pairs with the producer's Acquire.
+            self.own
+                .word(lane.head_at)
+                .store(lane.head, Ordering::Release);
+        }
+    }
+
+    /// Whenever there is nothing to do, the heads catch up: a held chunk must not wait for more
+    /// traffic.
+    #[inline]
+    fn publish_heads(&mut self) {
+        for lane in &mut self.lanes {
+            if lane.head != lane.cursor {
+                lane.head = lane.cursor;
+                self.own
+                    .word(lane.head_at)
+                    .store(lane.head, Ordering::Release);
+            }
+        }
+    }
+
+    /// Passes over a message that is none, once everything before it is acknowledged.
+    fn skip(&mut self, index: usize, position: u64) {
+        if self.lanes[index].cursor == position {
+            self.acknowledge(Place {
+                lane: index,
+                position,
+            });
+        }
+    }
+
+    fn count_attempt(&self, index: usize, position: u64) -> u16 {
+        let at = self.lanes[index].head_at;
+        let started = self.own.word(at + offset_of!(LaneHead, started));
+        let attempts = self.own.word(at + offset_of!(LaneHead, attempts));
+        let attempt = if started.load(Ordering::Relaxed) == position + 1 {
+            attempts.load(Ordering::Relaxed) + 1
+        } else {
+            1
+        };
+        attempts.store(attempt, Ordering::Relaxed);
+        started.store(position + 1, Ordering::Relaxed);
+        attempt.min(0xffff) as u16
+    }
+
+    /// Messages that were received and are not acknowledged yet.
+    #[must_use]
+    pub fn unacknowledged(&self) -> u64 {
+        self.lanes
+            .iter()
+            .map(|lane| lane.position - lane.cursor)
+            .sum()
+    }
+}

@@ -1,0 +1,230 @@
+//! Recovery of one dead instance slot: roll its commit forward, take its claims back, free its
+//! loans.
+//!
+//! Called by the worker for its instances and by the guardian for a worker, after waitid has said
+//! that the process is gone. What it then reads is exactly a prefix of the dead one's stores. Each
+//! step depends on the old value, so the recoverer may itself be killed anywhere and start over.
+
+use core::mem::offset_of;
+
+use sandpipe_abi::layout::{
+    ACK_CURSOR, ACK_ENTRY, CommitLine, FamilyHeader, ITEMS_MAX, InFlightEntry, InstanceSlot,
+    LaneHead, OWNER_ORPHAN, SlotState,
+};
+
+use crate::bus::Bus;
+use crate::chunk::{Pool, entry_key, split_item};
+use crate::claim::{Claim, advance_head, owner_word, split_owner};
+use crate::instance::item_at;
+use crate::lane::{claim_at, slot_at};
+use crate::memory::Memory;
+use crate::sync::Ordering;
+use crate::topology::{SlotIndex, outgoing_lane_at};
+
+/// What recovery found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Repair {
+    /// Commits of which something was still to be carried out.
+    pub rolled_forward: usize,
+    /// Messages that will be delivered again with attempt + 1.
+    pub orphaned: usize,
+    /// Claims taken back: their messages are still in their lanes.
+    pub returned: usize,
+    /// Loans that came back.
+    pub freed_chunks: usize,
+}
+
+impl core::ops::AddAssign for Repair {
+    fn add_assign(&mut self, other: Repair) {
+        self.rolled_forward += other.rolled_forward;
+        self.orphaned += other.orphaned;
+        self.returned += other.returned;
+        self.freed_chunks += other.freed_chunks;
+    }
+}
+
+/// Repairs slot `slot` of the bus's own family. The caller rings the family's bell and those of
+/// its targets afterwards ([`Bus::ring_after_recovery`]).
+pub fn recover_slot<M: Memory>(bus: &Bus<M>, slot: SlotIndex) -> Repair {
+    let slot_at = bus.own_layout().slot_at(slot);
+    let mut repair = Repair::default();
+    let line = slot_at + offset_of!(InstanceSlot, commit);
+    let load = |at: usize| bus.own_memory().word(at).load(Ordering::Acquire);
+    let commit = load(line + offset_of!(CommitLine, commit));
+    let committed = commit != 0 && load(line + offset_of!(CommitLine, seq)) == commit;
+    if committed {
+        repair.rolled_forward = usize::from(roll_forward(bus, slot, slot_at));
+    }
+    let pool = Pool::new(bus.own_memory().clone(), bus.layouts(), bus.family(), slot);
+    repair.freed_chunks = pool.recover(committed.then_some(commit));
+    repair.returned = return_claims(bus, slot);
+    repair.orphaned = orphan_entries(bus, slot);
+    // Void the record, or a later recovery would carry it out over a new holder's work. `seq` 0
+    // never equals a commit number.
+    bus.own_memory()
+        .word(line + offset_of!(CommitLine, seq))
+        .store(0, Ordering::Release);
+    let state = slot_at + offset_of!(InstanceSlot, state);
+    bus.own_memory()
+        .word(state + offset_of!(SlotState, started_ns))
+        .store(0, Ordering::Relaxed);
+    bus.own_memory()
+        .word(state + offset_of!(SlotState, pid))
+        .store(0, Ordering::Release);
+    repair
+}
+
+/// Carries out a committed record; true if anything was left to do.
+fn roll_forward<M: Memory>(bus: &Bus<M>, slot: SlotIndex, instance_at: usize) -> bool {
+    let own = bus.own_memory();
+    let line = instance_at + offset_of!(InstanceSlot, commit);
+    let load = |at: usize| own.word(at).load(Ordering::Relaxed);
+    let targets = &bus.topology().family(bus.family()).targets;
+    let count = load(line + offset_of!(CommitLine, count)).min(ITEMS_MAX as u64) as usize;
+    let mut changed = false;
+    for index in 0..count {
+        let (target, position) = split_item(load(item_at(instance_at, index)));
+        let Some(spec) = targets.get(target) else {
+            continue;
+        };
+        let lane_at = outgoing_lane_at(bus.topology(), bus.family(), slot, target);
+        let stamp = own.word(slot_at(lane_at, u64::from(spec.lane_slots) - 1, position));
+        if stamp.load(Ordering::Relaxed) < position + 1 {
+            stamp.store(position + 1, Ordering::Release);
+            changed = true;
+        }
+        let tail = own.word(instance_at + offset_of!(InstanceSlot, tail) + target * 8);
+        if tail.load(Ordering::Relaxed) < position + 1 {
+            tail.store(position + 1, Ordering::Relaxed);
+        }
+    }
+    let ack_at = load(line + offset_of!(CommitLine, ack_at));
+    let ack_key = load(line + offset_of!(CommitLine, ack_key));
+    changed | acknowledge(bus, ack_at, ack_key)
+}
+
+/// The acknowledgement of a record, only while what it meant still stands there.
+fn acknowledge<M: Memory>(bus: &Bus<M>, ack_at: u64, key: u64) -> bool {
+    let index = (ack_at & 0xff_ffff) as usize;
+    let layout = bus.own_layout();
+    match ack_at & 0xff << 56 {
+        ACK_ENTRY if index < layout.entries && key != 0 => {
+            let at = layout.entry_at(index) + offset_of!(InFlightEntry, key);
+            let word = bus.own_memory().word(at);
+            let meant = word.load(Ordering::Relaxed) == key;
+            if meant {
+                word.store(0, Ordering::Release);
+            }
+            meant
+        }
+        ACK_CURSOR if index < layout.lanes.len() => {
+            let at = layout.lanes[index].head_at + offset_of!(LaneHead, cursor);
+            let word = bus.own_memory().word(at);
+            let behind = word.load(Ordering::Relaxed) < key;
+            if behind {
+                word.store(key, Ordering::Release);
+            }
+            behind
+        }
+        _ => false,
+    }
+}
+
+/// Claims of the dead slot whose message was not copied out become claimable again.
+fn return_claims<M: Memory>(bus: &Bus<M>, slot: SlotIndex) -> usize {
+    let own = bus.own_memory();
+    let layout = bus.own_layout();
+    let mut returned = 0;
+    for (index, lane) in layout.lanes.iter().enumerate() {
+        let mask = u64::from(lane.lane_slots) - 1;
+        let head = own.word(lane.head_at).load(Ordering::Acquire);
+        for position in head..=head + mask {
+            let word = own.word(claim_at(lane.head_at, mask, position));
+            let claim = Claim::from_word(word.load(Ordering::Acquire));
+            if claim.position_after != position + 1 || claim.slot != slot.0 || claim.copied {
+                continue;
+            }
+            let key = entry_key(index, position);
+            let copied = (0..layout.entries).any(|entry| {
+                let at = layout.entry_at(entry);
+                own.word(at + offset_of!(InFlightEntry, key))
+                    .load(Ordering::Relaxed)
+                    == key
+            });
+            let next = if copied {
+                Claim {
+                    copied: true,
+                    ..claim
+                }
+            } else {
+                returned += 1;
+                Claim {
+                    slot: Claim::RETURNED,
+                    ..claim
+                }
+            };
+            word.store(next.to_word(), Ordering::Release);
+        }
+        advance_head(own, lane.head_at, mask);
+    }
+    returned
+}
+
+/// Messages that the dead slot held become orphans; its empty entries become free.
+fn orphan_entries<M: Memory>(bus: &Bus<M>, slot: SlotIndex) -> usize {
+    let own = bus.own_memory();
+    let layout = bus.own_layout();
+    let mut orphaned = 0;
+    for entry in 0..layout.entries {
+        let at = layout.entry_at(entry);
+        let word = own.word(at + offset_of!(InFlightEntry, owner));
+        let (owner, attempt) = split_owner(word.load(Ordering::Acquire));
+        if owner != u64::from(slot.0) + 1 {
+            continue;
+        }
+        let holds = own
+            .word(at + offset_of!(InFlightEntry, key))
+            .load(Ordering::Relaxed)
+            != 0;
+        if holds {
+            orphaned += 1;
+            // Owner and attempt change in one store: a second recovery does not count twice.
+            word.store(owner_word(OWNER_ORPHAN, attempt + 1), Ordering::Release);
+        } else {
+            word.store(0, Ordering::Release);
+        }
+    }
+    if orphaned != 0 {
+        own.word(offset_of!(FamilyHeader, orphans))
+            .store(1, Ordering::SeqCst);
+    }
+    orphaned
+}
+
+/// Repairs every slot of the bus's own family: after its worker and all instances are gone.
+pub fn recover_family<M: Memory>(bus: &Bus<M>) -> Repair {
+    let mut repair = Repair::default();
+    for slot in 0..bus.own_layout().slots {
+        repair += recover_slot(bus, SlotIndex(slot));
+    }
+    for entry in 0..bus.own_layout().entries {
+        let at = bus.own_layout().entry_at(entry) + offset_of!(InFlightEntry, owner);
+        let (owner, _) = split_owner(bus.own_memory().word(at).load(Ordering::Relaxed));
+        debug_assert!(
+            owner == 0 || owner == OWNER_ORPHAN,
+            "entry {entry} still has an owner"
+        );
+    }
+    let own = bus.own_memory();
+    // An exclusive receiver frees slots lazily: what it acknowledged is free now.
+    for lane in &bus.own_layout().lanes {
+        let cursor = own
+            .word(lane.head_at + offset_of!(LaneHead, cursor))
+            .load(Ordering::Relaxed);
+        let head = own.word(lane.head_at);
+        if head.load(Ordering::Relaxed) < cursor {
+            head.store(cursor, Ordering::Release);
+        }
+    }
+    repair
+}

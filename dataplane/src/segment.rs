@@ -1,0 +1,210 @@
+//! A memfd that one family writes: made, mapped, sealed, passed on.
+#![allow(unsafe_code, reason = "mapping shared memory")]
+
+use core::ptr::NonNull;
+use core::sync::atomic::AtomicU64;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::mm::{Advice, MapFlags, ProtFlags};
+
+use crate::chunk::Loan;
+use crate::memory::Memory;
+
+/// The seals of a family segment: nobody maps it writable again, cuts it or punches a hole.
+const SEALS: SealFlags = SealFlags::SHRINK
+    .union(SealFlags::GROW)
+    .union(SealFlags::FUTURE_WRITE)
+    .union(SealFlags::SEAL);
+
+/// Makes an anonymous shared-memory file of `bytes` zeroed bytes; nothing appears in /dev/shm.
+///
+/// # Errors
+/// The system's, e.g. too many open files.
+pub fn create(name: &str, bytes: usize) -> io::Result<OwnedFd> {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let fd = rustix::fs::memfd_create(name, flags | MemfdFlags::NOEXEC_SEAL)
+        // Kernels before 6.3 do not know NOEXEC_SEAL.
+        .or_else(|_| rustix::fs::memfd_create(name, flags))?;
+    rustix::fs::ftruncate(&fd, bytes as u64)?;
+    Ok(fd)
+}
+
+/// Forbids every new writable mapping of a segment, for ever. Existing ones go on.
+///
+/// # Errors
+/// The system's; in particular if the file was sealed before.
+pub fn seal(fd: impl AsFd) -> io::Result<()> {
+    Ok(rustix::fs::fcntl_add_seals(fd, SEALS)?)
+}
+
+/// Checks that a peer's segment can neither shrink under this process nor be written by others.
+///
+/// # Errors
+/// [`io::ErrorKind::InvalidData`] names what is missing.
+pub fn check_sealed(fd: impl AsFd, bytes: usize) -> io::Result<()> {
+    let invalid = |what: String| io::Error::new(io::ErrorKind::InvalidData, what);
+    let seals = rustix::fs::fcntl_get_seals(&fd)?;
+    if !seals.contains(SEALS) {
+        return Err(invalid(format!(
+            "a peer's segment lacks seals: it has {seals:?}"
+        )));
+    }
+    let size = rustix::fs::fstat(&fd)?.st_size;
+    if u64::try_from(size).unwrap_or(0) < bytes as u64 {
+        return Err(invalid(format!(
+            "a peer's segment has {size} bytes, the topology {bytes}"
+        )));
+    }
+    Ok(())
+}
+
+/// A mapped segment. Unmapped when the last clone is dropped.
+#[derive(Clone, Debug)]
+pub struct Mapping {
+    base: NonNull<u8>,
+    len: usize,
+    writable: bool,
+    _region: Arc<Region>,
+}
+
+#[derive(Debug)]
+struct Region {
+    base: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: a mapping is plain shared memory; every access through `Memory` is one atomic word.
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
+// SAFETY: the region is only unmapped, once, by whoever drops it last.
+unsafe impl Send for Region {}
+// SAFETY: as above.
+unsafe impl Sync for Region {}
+
+impl Drop for Region {
+    fn drop(&mut self) {
+        // SAFETY: the region was mapped with this base and length and nobody refers to it any
+        // more, since every `Mapping` holds the `Arc`.
+        let _ = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), self.len) };
+    }
+}
+
+impl Mapping {
+    /// Maps the first `len` bytes of a file; `populate` of them are faulted in at once.
+    ///
+    /// # Errors
+    /// The system's; a sealed segment cannot be mapped writable.
+    pub fn new(fd: impl AsFd, len: usize, writable: bool, populate: usize) -> io::Result<Mapping> {
+        let write = if writable {
+            ProtFlags::WRITE
+        } else {
+            ProtFlags::empty()
+        };
+        // SAFETY: a fresh shared mapping at an address of the kernel's choice.
+        let base = unsafe {
+            rustix::mm::mmap(
+                core::ptr::null_mut(),
+                len,
+                ProtFlags::READ | write,
+                MapFlags::SHARED,
+                fd,
+                0,
+            )?
+        };
+        let base = NonNull::new(base.cast()).ok_or(io::ErrorKind::InvalidData)?;
+        let region = Arc::new(Region { base, len });
+        let mapping = Mapping {
+            base,
+            len,
+            writable,
+            _region: region,
+        };
+        let advice = if writable {
+            Advice::LinuxPopulateWrite
+        } else {
+            Advice::LinuxPopulateRead
+        };
+        mapping.advise(populate.min(len), advice);
+        Ok(mapping)
+    }
+
+    /// Keeps the mapping out of forked children: the guardian's workers, an instance's own
+    /// children.
+    pub fn do_not_fork(&self) {
+        self.advise(self.len, Advice::LinuxDontFork);
+    }
+
+    /// Whether this process may write.
+    #[must_use]
+    pub fn is_writable(&self) -> bool {
+        self.writable
+    }
+
+    /// The bytes of a loan, to be written in place.
+    ///
+    /// # Panics
+    /// If the loan is not of this segment.
+    #[must_use]
+    pub fn loan_bytes<'a>(&'a self, loan: &'a mut Loan) -> &'a mut [u8] {
+        assert!(
+            self.writable && loan.data_at + loan.len as usize <= self.len,
+            "a foreign loan"
+        );
+        // SAFETY: the range lies inside the mapping and is writable. A chunk on loan belongs to
+        // this process alone: its state word names this slot, no consumer has its address before
+        // the commit, and `loan` is borrowed exclusively for as long as the slice lives.
+        unsafe {
+            core::slice::from_raw_parts_mut(self.base.as_ptr().add(loan.data_at), loan.len as usize)
+        }
+    }
+
+    /// A borrowed view of `len` bytes at `at`, for families that trust each other: another process
+    /// may write the bytes, and then this is not what Rust promises of a slice. Copy out
+    /// ([`crate::Bus::payload`]) wherever the publisher is not trusted.
+    ///
+    /// # Safety
+    /// Nobody writes the bytes while the slice lives: the publisher follows the protocol, and the
+    /// message is not acknowledged before the slice is gone.
+    ///
+    /// # Panics
+    /// If the range is not inside the mapping.
+    #[must_use]
+    pub unsafe fn view(&self, at: usize, len: usize) -> &[u8] {
+        assert!(
+            at.checked_add(len).is_some_and(|end| end <= self.len),
+            "outside the mapping"
+        );
+        // SAFETY: inside the mapping, readable; not written meanwhile by the caller's promise.
+        unsafe { core::slice::from_raw_parts(self.base.as_ptr().add(at), len) }
+    }
+
+    fn advise(&self, len: usize, advice: Advice) {
+        if len == 0 {
+            return;
+        }
+        // SAFETY: the range is this mapping's own; these advices change no contents.
+        let _ = unsafe { rustix::mm::madvise(self.base.as_ptr().cast(), len, advice) };
+    }
+}
+
+impl Memory for Mapping {
+    #[inline(always)]
+    fn word(&self, offset: usize) -> &AtomicU64 {
+        assert!(
+            offset + 8 <= self.len && offset.is_multiple_of(8),
+            "no word at {offset}"
+        );
+        // SAFETY: in bounds and aligned (a mapping starts on a page). The file cannot shrink: it
+        // is sealed, or its only other writer is this process's guardian. The kernel and other
+        // processes access the word atomically.
+        unsafe { AtomicU64::from_ptr(self.base.as_ptr().add(offset).cast()) }
+    }
+
+    fn len(&self) -> usize {
+        self.len
+    }
+}

@@ -1,1 +1,24 @@
-//! (being written)
+//! Measures Sandpipe beside its floors, its peers and the values of the paper it follows.
+//!
+//! A *case* is one thing measured (a message over the local bus, say); cases that are compared run
+//! back to back in a *block*, between two probes of the cores' placement; blocks are repeated in
+//! interleaved *rounds*; a ratio is taken inside each block and its median over the rounds is
+//! reported. Only ratios of one run compare: see docs/BENCHMARKS.md.
+
+pub mod bounds;
+pub mod clock;
+pub mod error;
+pub mod figures;
+pub mod machine;
+pub mod paper;
+pub mod placement;
+pub mod probes;
+pub mod progress;
+pub mod raw;
+pub mod report;
+pub mod rounds;
+pub mod stats;
+pub mod table;
+pub mod validity;
+
+pub use error::BenchError;

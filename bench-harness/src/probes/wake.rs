@@ -1,0 +1,194 @@
+//! One sleeping process woken by another, one way: futex, eventfd, pipe.
+//!
+//! The producer writes a stamp of the shared clock and wakes; the consumer, asleep in the kernel,
+//! reads the clock as its first act. Between two messages the producer waits until the consumer
+//! has had time to fall asleep (and a virtual CPU to halt): this is the price of one lone message.
+
+use std::os::fd::OwnedFd;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::pipe::pipe;
+
+use crate::clock::{
+    die_with_parent, futex_wait, futex_wake, now_ns, pin, spin_for, spin_until, unpin, usable_cpus,
+};
+use crate::error::BenchError;
+use crate::raw::{SharedWords, fork};
+use crate::stats::Samples;
+
+/// How the sleeper is woken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bell {
+    /// FUTEX_WAKE on a shared word.
+    Futex,
+    /// A write to an eventfd that the sleeper reads.
+    Eventfd,
+    /// A write of 1 KiB into a pipe that the sleeper reads.
+    Pipe,
+}
+
+/// Time for the consumer to be asleep again after it acknowledged a message.
+pub const SETTLE: Duration = Duration::from_micros(150);
+
+const MESSAGE_BYTES: usize = 1024;
+
+/// Words that both sides share.
+const BELL: usize = 0;
+const STAMP: usize = 1;
+const ACKED: usize = 2;
+
+/// The two ends of what is not in shared memory.
+enum Ends {
+    None,
+    Counter(OwnedFd),
+    Pipe { read: OwnedFd, write: OwnedFd },
+}
+
+impl Ends {
+    fn new(bell: Bell) -> Result<Ends, BenchError> {
+        match bell {
+            Bell::Futex => Ok(Ends::None),
+            Bell::Eventfd => eventfd(0, EventfdFlags::empty())
+                .map(Ends::Counter)
+                .map_err(|e| BenchError::os("eventfd", e.into())),
+            Bell::Pipe => pipe()
+                .map(|(read, write)| Ends::Pipe { read, write })
+                .map_err(|e| BenchError::os("pipe", e.into())),
+        }
+    }
+
+    /// Rings once; message number `turn` (from 1).
+    fn ring(&self, shared: &SharedWords, turn: u32, message: &mut [u8]) -> rustix::io::Result<()> {
+        match self {
+            Ends::None => {
+                shared.word(STAMP).store(now_ns(), Ordering::Relaxed);
+                shared.futex(BELL).store(turn, Ordering::Release);
+                futex_wake(shared.futex(BELL));
+                Ok(())
+            }
+            Ends::Counter(counter) => {
+                shared.word(STAMP).store(now_ns(), Ordering::Release);
+                rustix::io::write(counter, &1_u64.to_ne_bytes()).map(|_| ())
+            }
+            Ends::Pipe { write, .. } => {
+                message[..8].copy_from_slice(&now_ns().to_ne_bytes());
+                rustix::io::write(write, message).map(|_| ())
+            }
+        }
+    }
+
+    /// Sleeps until message `turn` is there; its latency in ns.
+    fn sleep(&self, shared: &SharedWords, turn: u32, message: &mut [u8]) -> Option<u64> {
+        match self {
+            Ends::None => {
+                while shared.futex(BELL).load(Ordering::Acquire) != turn {
+                    futex_wait(shared.futex(BELL), turn - 1);
+                }
+                let now = now_ns();
+                Some(now.saturating_sub(shared.word(STAMP).load(Ordering::Relaxed)))
+            }
+            Ends::Counter(counter) => {
+                rustix::io::read(counter, &mut message[..8]).ok()?;
+                let now = now_ns();
+                Some(now.saturating_sub(shared.word(STAMP).load(Ordering::Acquire)))
+            }
+            Ends::Pipe { read, .. } => {
+                // A pipe writes up to 4 KiB at once or not at all, so one read takes a message.
+                let got = rustix::io::read(read, &mut message[..]).ok()?;
+                let now = now_ns();
+                let stamp = message[..8].try_into().ok()?;
+                (got == MESSAGE_BYTES).then(|| now.saturating_sub(u64::from_ne_bytes(stamp)))
+            }
+        }
+    }
+}
+
+/// Latencies of `count` wake-ups from `cpus[0]` to `cpus[1]` (which may be the same), after ten
+/// that are not counted.
+///
+/// # Errors
+/// If a CPU cannot be used, the kernel refuses a part, or the sleeper dies or stays silent.
+pub fn one_way(bell: Bell, cpus: [usize; 2], count: usize) -> Result<Samples, BenchError> {
+    const COLD: usize = 10;
+    let turns = count + COLD;
+    let everywhere = usable_cpus();
+    let shared = SharedWords::new(3)?;
+    let latencies = SharedWords::packed(turns)?;
+    let ends = Ends::new(bell)?;
+    let sleeper = fork(|| sleeper(&ends, &shared, &latencies, turns, cpus[1]))?;
+    pin(cpus[0])?;
+    let rung = ring_all(&ends, &shared, turns, cpus[0] == cpus[1]);
+    unpin(&everywhere)?;
+    rung?;
+    match sleeper.wait()? {
+        Some(0) => {}
+        end => {
+            return Err(BenchError::peer(
+                "the sleeper",
+                format!("ended with {end:?}"),
+            ));
+        }
+    }
+    Ok((COLD..turns)
+        .map(|i| latencies.word(i).load(Ordering::Relaxed))
+        .collect())
+}
+
+fn ring_all(
+    ends: &Ends,
+    shared: &SharedWords,
+    turns: usize,
+    same_core: bool,
+) -> Result<(), BenchError> {
+    let mut message = [7_u8; MESSAGE_BYTES];
+    for turn in 1..=turn_number(turns) {
+        // On one core the consumer runs only while we sleep; on two we stay awake, as a busy
+        // producer does.
+        if same_core {
+            std::thread::sleep(SETTLE);
+        } else {
+            spin_for(SETTLE);
+        }
+        ends.ring(shared, turn, &mut message)
+            .map_err(|e| BenchError::os("ring", e.into()))?;
+        let acked = || shared.futex(ACKED).load(Ordering::Acquire) == turn;
+        spin_until("the sleeper", || {
+            let done = acked();
+            if !done && same_core {
+                std::thread::sleep(SETTLE);
+            }
+            done
+        })?;
+    }
+    Ok(())
+}
+
+fn sleeper(
+    ends: &Ends,
+    shared: &SharedWords,
+    latencies: &SharedWords,
+    turns: usize,
+    cpu: usize,
+) -> i32 {
+    die_with_parent();
+    if pin(cpu).is_err() {
+        return 1;
+    }
+    let mut message = [0_u8; MESSAGE_BYTES];
+    for turn in 1..=turn_number(turns) {
+        let Some(ns) = ends.sleep(shared, turn, &mut message) else {
+            return 2;
+        };
+        latencies
+            .word(turn as usize - 1)
+            .store(ns.max(1), Ordering::Relaxed);
+        shared.futex(ACKED).store(turn, Ordering::Release);
+    }
+    0
+}
+
+fn turn_number(turns: usize) -> u32 {
+    u32::try_from(turns).expect("a probe makes far fewer than 2^32 turns")
+}

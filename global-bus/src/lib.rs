@@ -1,1 +1,26 @@
-//! (being written)
+//! The global bus: where a host agent backs up the event messages of its local bus, so that
+//! another host can finish them.
+//!
+//! [`GlobalBus`] is what the agent knows. Two things implement it and pass the same
+//! [`conformance`] suite: [`EmbeddedBus`], a durable log on the local disk that needs no server,
+//! and a real Apache Kafka (feature `kafka`).
+//!
+//! The crate has threads of its own but no async runtime: nothing here blocks the caller, except
+//! where the documentation says so.
+#![forbid(unsafe_code)]
+
+mod bus;
+mod codec;
+pub mod conformance;
+mod embedded;
+mod fold;
+mod record;
+mod window;
+
+pub use bus::{
+    AppendError, FlushError, GlobalBus, Health, Limits, Mark, MarkError, PrepareError, ReplayError,
+    Replayed, Ticket, Unbacked, Waker,
+};
+pub use codec::{DecodeError, RECORD_VERSION};
+pub use embedded::{Cut, EmbeddedBus, EmbeddedOptions, OpenError, OpenReport};
+pub use record::{Flag, InvalidRecord, ObjectRef, Payload, RESULTS, Record, ReplyTo, check_name};

@@ -17,7 +17,7 @@ use crate::chunk::entry_key;
 use crate::instance::{Ack, ack_of_entry};
 use crate::lane::{LaneReader, claim_at};
 use crate::memory::Memory;
-use crate::message::{Message, MessageWords};
+use crate::message::{Message, MessageWords, read_words, write_words};
 use crate::sync::{AtomicU64, Ordering, kill_point};
 use crate::topology::{FamilyIndex, SlotIndex};
 
@@ -212,11 +212,7 @@ impl<M: Memory> Claimer<M> {
         let words = reader.read(position);
         let key = entry_key(lane, position);
         let message_at = entry + offset_of!(InFlightEntry, message);
-        for (index, word) in words.iter().enumerate() {
-            self.own
-                .word(message_at + index * 8)
-                .store(*word, Ordering::Relaxed);
-        }
+        write_words(&self.own, message_at, &words);
         kill_point();
         // SYNC(key): Release: the entry holds the message before the head may pass it.
         self.own
@@ -307,11 +303,7 @@ impl<M: Memory> Claimer<M> {
             .word(entry + offset_of!(InFlightEntry, key))
             .load(Ordering::Relaxed);
         let message_at = entry + offset_of!(InFlightEntry, message);
-        let words = core::array::from_fn(|index| {
-            self.own
-                .word(message_at + index * 8)
-                .load(Ordering::Relaxed)
-        });
+        let words = read_words(&self.own, message_at);
         let (_, attempt) = split_owner(self.owner(entry).load(Ordering::Relaxed));
         let source = self.lanes.get((key >> 48) as usize)?.source;
         self.delivery(source, entry, key, &words, attempt)

@@ -8,7 +8,7 @@ use core::mem::{offset_of, size_of};
 use sandpipe_abi::layout::{LaneHead, LaneSlot};
 
 use crate::memory::Memory;
-use crate::message::MessageWords;
+use crate::message::{MessageWords, read_words, write_words};
 use crate::sync::Ordering;
 
 /// Where a lane's parts are.
@@ -73,11 +73,7 @@ impl<M: Memory> LaneWriter<M> {
     pub(crate) fn stage(&mut self, message: &MessageWords) -> u64 {
         let position = self.pos + self.staged;
         let at = slot_at(self.slots_at, self.mask, position) + offset_of!(LaneSlot, id);
-        for (index, word) in message.iter().enumerate() {
-            self.own
-                .word(at + index * 8)
-                .store(*word, Ordering::Relaxed);
-        }
+        write_words(&self.own, at, message);
         self.staged += 1;
         position
     }
@@ -144,7 +140,7 @@ impl<M: Memory> LaneReader<M> {
     #[inline]
     pub(crate) fn read(&self, position: u64) -> MessageWords {
         let at = slot_at(self.slots_at, self.mask, position) + offset_of!(LaneSlot, id);
-        core::array::from_fn(|index| self.source.word(at + index * 8).load(Ordering::Relaxed))
+        read_words(&self.source, at)
     }
 }
 

@@ -129,10 +129,10 @@ pub fn wait_for_change(
     timeout: Duration,
 ) {
     let at = bus.topology().layout(family).slot_at(slot) + offset_of!(InstanceSlot, lease);
-    if let (Some(word), Some(segment)) = (lease_word(bus, family, slot), bus.segment(family)) {
-        if word & FUTEX_OWNER_DIED == 0 {
-            futex::wait(segment.word(at), word as u32, timeout);
-        }
+    if let (Some(word), Some(segment)) = (lease_word(bus, family, slot), bus.segment(family))
+        && word & FUTEX_OWNER_DIED == 0
+    {
+        futex::wait(segment.word(at), word as u32, timeout);
     }
 }
 

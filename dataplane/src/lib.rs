@@ -36,7 +36,12 @@ pub mod lease;
 #[cfg(not(loom))]
 pub mod segment;
 #[cfg(not(loom))]
-mod socket;
+pub mod socket;
+
+#[cfg(all(test, loom))]
+mod models;
+#[cfg(all(test, not(loom)))]
+mod tests;
 
 pub use sandpipe_abi::{MessageId, layout};
 

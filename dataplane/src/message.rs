@@ -3,6 +3,8 @@
 use sandpipe_abi::MessageId;
 use sandpipe_abi::layout::INLINE_MAX;
 
+use crate::memory::Memory;
+use crate::sync::Ordering;
 use crate::topology::FamilyIndex;
 
 /// What a message is.
@@ -161,6 +163,34 @@ pub struct Message {
 
 /// Words of a message without its stamp, as a lane slot and an in-flight entry hold them.
 pub(crate) type MessageWords = [u64; 15];
+
+/// The words of a message that are copied into and out of shared memory: all of them; in a loom
+/// model three, which are enough to see a torn message in a reasonable number of schedules.
+pub(crate) const SHARED_WORDS: &[usize] = if cfg!(loom) {
+    &[0, 6, 7]
+} else {
+    &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14]
+};
+
+/// Reads a message's words from memory at `at`.
+#[inline]
+pub(crate) fn read_words(memory: &impl Memory, at: usize) -> MessageWords {
+    let mut words = [0; 15];
+    for &index in SHARED_WORDS {
+        words[index] = memory.word(at + index * 8).load(Ordering::Relaxed);
+    }
+    words
+}
+
+/// Writes a message's words to memory at `at`.
+#[inline]
+pub(crate) fn write_words(memory: &impl Memory, at: usize, words: &MessageWords) {
+    for &index in SHARED_WORDS {
+        memory
+            .word(at + index * 8)
+            .store(words[index], Ordering::Relaxed);
+    }
+}
 
 const FLAG_CHUNK: u64 = 1;
 const FLAG_LAST: u64 = 2;

@@ -1,4 +1,4 @@
-//! One SEQPACKET message with file descriptors, and its time limit.
+//! One SEQPACKET message with file descriptors: what the attach handshake travels in.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -11,7 +11,7 @@ use rustix::net::{
 };
 
 /// Descriptors in one message at the most (the kernel allows 253).
-pub(crate) const FDS_MAX: usize = 40;
+pub const FDS_MAX: usize = 40;
 
 /// Bytes of one message at the most.
 const MESSAGE_MAX: usize = 64 << 10;
@@ -20,7 +20,7 @@ const MESSAGE_MAX: usize = 64 << 10;
 ///
 /// # Errors
 /// The system's; `BrokenPipe` if the peer is gone.
-pub(crate) fn send(socket: impl AsFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+pub fn send(socket: impl AsFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
@@ -39,7 +39,7 @@ pub(crate) fn send(socket: impl AsFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> i
 /// # Errors
 /// The system's; `WouldBlock` if there is nothing and `wait` is false; `InvalidData` if the
 /// message was cut.
-pub(crate) fn receive(socket: impl AsFd, wait: bool) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
+pub fn receive(socket: impl AsFd, wait: bool) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
     let mut bytes = vec![0; MESSAGE_MAX];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
@@ -77,7 +77,7 @@ pub(crate) fn receive(socket: impl AsFd, wait: bool) -> io::Result<(Vec<u8>, Vec
 ///
 /// # Errors
 /// The system's.
-pub(crate) fn wait_readable(socket: impl AsFd, timeout: Duration) -> io::Result<bool> {
+pub fn wait_readable(socket: impl AsFd, timeout: Duration) -> io::Result<bool> {
     let socket = socket.as_fd();
     let mut fds = [rustix::event::PollFd::from_borrowed_fd(
         socket,

@@ -18,7 +18,7 @@ use crate::instance::{Ack, ack_of_entry};
 use crate::lane::{LaneReader, claim_at};
 use crate::memory::Memory;
 use crate::message::{Message, MessageWords, read_words, write_words};
-use crate::sync::{AtomicU64, Ordering, kill_point};
+use crate::sync::{AtomicU64, Ordering, full_fence, kill_point};
 use crate::topology::{FamilyIndex, SlotIndex};
 
 /// A claim word: position + 1, the claiming slot, and whether its message was copied out.
@@ -228,6 +228,9 @@ impl<M: Memory> Claimer<M> {
             .word(claim_at(*head_at, reader.mask(), position))
             .store(claim.to_word(), Ordering::Release);
         kill_point();
+        // SYNC(copied): two instances that finish copying neighbours at the same time must not
+        // both miss the other's mark, or nobody moves the head over both.
+        full_fence();
         advance_head(&self.own, *head_at, reader.mask());
         self.delivery(*source, entry, key, &words, 1)
     }
@@ -283,7 +286,8 @@ impl<M: Memory> Claimer<M> {
             return None;
         }
         // Before the scan: an orphan that appears later sets the hint again.
-        self.orphans().store(0, Ordering::SeqCst);
+        // SYNC(orphans): Acquire pairs with the recoverer's Release: its orphan is seen below.
+        self.orphans().swap(0, Ordering::AcqRel);
         let entry = self.entries.iter().copied().find(|&at| {
             let word = self.owner(at).load(Ordering::Acquire);
             let (owner, attempt) = split_owner(word);
@@ -297,7 +301,7 @@ impl<M: Memory> Claimer<M> {
                     .is_ok()
             }
         })?;
-        self.orphans().store(1, Ordering::SeqCst); // there may be more
+        self.orphans().store(1, Ordering::Release); // there may be more
         let key = self
             .own
             .word(entry + offset_of!(InFlightEntry, key))

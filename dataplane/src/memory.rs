@@ -62,6 +62,7 @@ pub trait Memory: Clone {
 #[derive(Clone, Debug)]
 pub struct HeapMemory {
     words: std::sync::Arc<Vec<AtomicU64>>,
+    gap: core::ops::Range<usize>,
     len: usize,
 }
 
@@ -73,10 +74,12 @@ impl HeapMemory {
     #[must_use]
     pub fn new(len: usize) -> HeapMemory {
         let len = len.next_multiple_of(8);
-        let kept = len.min(MODEL_GAP.start) + len.saturating_sub(MODEL_GAP.end);
-        let words = (0..kept / 8).map(|_| AtomicU64::new(0)).collect();
+        // The hint page has no header.
+        let gap = if len > MODEL_GAP.end { MODEL_GAP } else { 0..0 };
+        let words = (0..(len - gap.len()) / 8).map(|_| AtomicU64::new(0));
         HeapMemory {
-            words: std::sync::Arc::new(words),
+            words: std::sync::Arc::new(words.collect()),
+            gap,
             len,
         }
     }
@@ -89,8 +92,8 @@ impl Memory for HeapMemory {
             offset.is_multiple_of(8),
             "word offset {offset} is not a multiple of 8"
         );
-        let gap = if offset >= MODEL_GAP.end {
-            MODEL_GAP.len()
+        let gap = if offset >= self.gap.end {
+            self.gap.len()
         } else {
             0
         };

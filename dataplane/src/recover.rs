@@ -18,7 +18,7 @@ use crate::claim::{Claim, advance_head, owner_word, split_owner};
 use crate::instance::item_at;
 use crate::lane::{claim_at, slot_at};
 use crate::memory::Memory;
-use crate::sync::Ordering;
+use crate::sync::{Ordering, full_fence};
 use crate::topology::{SlotIndex, outgoing_lane_at};
 
 /// What recovery found.
@@ -165,6 +165,8 @@ fn return_claims<M: Memory>(bus: &Bus<M>, slot: SlotIndex) -> usize {
             };
             word.store(next.to_word(), Ordering::Release);
         }
+        // SYNC(copied): pairs with the instances' fence between their mark and their look.
+        full_fence();
         advance_head(own, lane.head_at, mask);
     }
     returned
@@ -195,8 +197,9 @@ fn orphan_entries<M: Memory>(bus: &Bus<M>, slot: SlotIndex) -> usize {
         }
     }
     if orphaned != 0 {
+        // SYNC(orphans): Release: whoever sees the hint sees the orphan.
         own.word(offset_of!(FamilyHeader, orphans))
-            .store(1, Ordering::SeqCst);
+            .store(1, Ordering::Release);
     }
     orphaned
 }

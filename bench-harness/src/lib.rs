@@ -10,6 +10,7 @@ pub mod clock;
 pub mod error;
 pub mod figures;
 pub mod machine;
+pub mod pair;
 pub mod paper;
 pub mod placement;
 pub mod probes;

@@ -1,5 +1,6 @@
 //! The figures, one file each.
 
+mod bus;
 mod floor;
 
 use std::path::PathBuf;
@@ -75,7 +76,7 @@ pub struct Parts {
 }
 
 /// All figures, in the order of a report.
-pub const FIGURES: &[FigureKind] = &[floor::FIGURE];
+pub const FIGURES: &[FigureKind] = &[floor::FIGURE, bus::FIGURE];
 
 /// The figures of a comma-separated list; "all" is each of them.
 ///

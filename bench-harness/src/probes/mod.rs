@@ -3,4 +3,5 @@
 
 pub mod cache_line;
 pub mod fork;
+pub mod ring;
 pub mod wake;

@@ -1,0 +1,138 @@
+//! Agents and tools at the sandbox's socket.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use rustix::net::SocketFlags;
+use rustix::net::sockopt::socket_peercred;
+use sandpipe::FamilyIndex;
+
+use super::output::Sink;
+use super::participant::Participant;
+use super::supervisor::{Source, Supervisor};
+use crate::wire::{self, Reply, Request};
+use crate::{SandboxStatus, WorkerStatus};
+
+/// More than this, and the oldest that owns nothing is closed.
+const CONNECTIONS_MAX: usize = 32;
+/// All workers' tails together fit into one packet, however they are escaped.
+const TAILS_BYTES_MAX: usize = 24 << 10;
+/// The most that one worker's tail may take of it.
+const TAIL_BYTES_MAX: usize = 8 << 10;
+
+/// Who is connected, and who of them owns the sandbox.
+#[derive(Debug, Default)]
+pub(super) struct Connections {
+    open: BTreeMap<u32, OwnedFd>,
+    last_id: u32,
+    owner: Option<u32>,
+    /// Counts the owners.
+    epoch: u64,
+}
+
+impl Supervisor {
+    /// Lets a process of the same user in.
+    pub(super) fn accept(&mut self) {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let Ok(socket) = rustix::net::accept_with(&self.listener, flags) else { return };
+        let own = rustix::process::geteuid();
+        if !socket_peercred(&socket).is_ok_and(|peer| peer.uid == own) {
+            return;
+        }
+        if self.connections.open.len() >= CONNECTIONS_MAX {
+            let owner = self.connections.owner;
+            let oldest = self.connections.open.keys().copied().find(|id| Some(*id) != owner);
+            oldest.and_then(|id| self.connections.open.remove(&id));
+        }
+        self.connections.last_id += 1;
+        let id = self.connections.last_id;
+        if self.watch(&socket, Source::Connection(id)).is_ok() {
+            self.connections.open.insert(id, socket);
+        }
+    }
+
+    /// Answers one request.
+    pub(super) fn serve_connection(&mut self, id: u32) {
+        let Some(socket) = self.connections.open.get(&id) else { return };
+        let (message, fds) = match wire::receive(socket.as_fd()) {
+            Ok(Some(received)) => received,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+            Ok(None) | Err(_) => return self.disconnect(id),
+        };
+        let answered = match serde_json::from_slice(&message) {
+            Ok(Request::Claim) => self.claim(id, fds),
+            Ok(Request::Status) => self.tell_status(id),
+            Ok(Request::Shutdown { timeout_ms }) if self.connections.owner == Some(id) => {
+                self.begin_shutdown(Duration::from_millis(timeout_ms));
+                self.reply(id, &Reply::ShuttingDown, &[])
+            }
+            Ok(Request::Shutdown { .. }) => self.refuse(id, "claim the sandbox before ending it"),
+            Err(error) => self.refuse(id, &format!("not understood: {error}")),
+        };
+        if answered.is_err() {
+            self.disconnect(id);
+        }
+    }
+
+    /// Makes the sender the owner: the older one is fenced, its family's memory repaired and
+    /// replaced. Should the older one still live, it writes into memory that nobody reads.
+    fn claim(&mut self, id: u32, fds: Vec<OwnedFd>) -> io::Result<()> {
+        if let Some(older) = self.connections.owner.take().filter(|older| *older != id) {
+            self.connections.open.remove(&older);
+        }
+        self.agent = None;
+        let family = FamilyIndex(0);
+        self.guardian.repair_family(family);
+        self.guardian.make_family(family)?;
+        let (agent, theirs) = Participant::pair(family)?;
+        self.watch(&agent, Source::Agent)?;
+        self.agent = Some(agent);
+        self.agent_log = fds.into_iter().next().map(Sink::of_agent);
+        self.connections.owner = Some(id);
+        self.connections.epoch += 1;
+        let reply =
+            Reply::Claimed { epoch: self.connections.epoch, spec_hash: self.spec_hash };
+        self.reply(id, &reply, &[theirs.as_fd()])
+    }
+
+    fn tell_status(&self, id: u32) -> io::Result<()> {
+        let tail_bytes = (TAILS_BYTES_MAX / self.workers.len().max(1)).min(TAIL_BYTES_MAX);
+        let workers = self.workers.iter().map(|worker| WorkerStatus {
+            grain: worker.spec.grain.clone(),
+            state: worker.state(tail_bytes),
+            pid: worker.process().map(|process| process.pid.as_raw_nonzero().get().cast_unsigned()),
+            restarts: worker.restarts,
+        });
+        let status = SandboxStatus {
+            epoch: self.connections.epoch,
+            uptime_ms: u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX),
+            orphans_reaped: self.orphans_reaped,
+            workers: workers.collect(),
+            isolation: self.isolation.clone(),
+        };
+        let processes = self.workers.iter().filter_map(|worker| worker.process());
+        let pidfds: Vec<_> =
+            processes.take(wire::FDS_MAX).map(|process| process.pidfd.as_fd()).collect();
+        self.reply(id, &Reply::Status(status), &pidfds)
+    }
+
+    fn refuse(&self, id: u32, reason: &str) -> io::Result<()> {
+        self.reply(id, &Reply::Refused { reason: reason.into() }, &[])
+    }
+
+    fn reply(&self, id: u32, reply: &Reply, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+        let socket = self.connections.open.get(&id).ok_or(io::ErrorKind::NotConnected)?;
+        wire::send_json(socket, reply, fds)
+    }
+
+    fn disconnect(&mut self, id: u32) {
+        self.connections.open.remove(&id);
+        if self.connections.owner == Some(id) {
+            self.connections.owner = None;
+            // A pipe that nobody reads any more would hold up whoever waits for its end.
+            self.agent_log = None;
+        }
+    }
+}

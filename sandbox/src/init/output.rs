@@ -1,0 +1,192 @@
+//! What a worker writes: the last of it kept for the status, all of it passed on.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{Mode, OFlags, open};
+
+/// How much of a worker's output is kept.
+const TAIL_BYTES: usize = 8 << 10;
+/// Read at one go; the rest waits for its turn, so that a chatty worker does not hold up init.
+const READ_BYTES: usize = 64 << 10;
+
+/// Where output goes. Writing never blocks init: what the reader does not take is dropped.
+#[derive(Debug)]
+pub(super) struct Sink {
+    fd: OwnedFd,
+}
+
+impl Sink {
+    /// The agent's standard error, as it came with its claim.
+    pub(super) fn of_agent(fd: OwnedFd) -> Sink {
+        // Its flags are shared with the agent, so it is opened anew to be non-blocking.
+        let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+        let own = Sink::open(Path::new(&path), OFlags::empty());
+        Sink { fd: own.unwrap_or(fd) }
+    }
+
+    /// A log file, appended to.
+    pub(super) fn file(path: &Path) -> io::Result<Sink> {
+        Ok(Sink { fd: Sink::open(path, OFlags::CREATE)? })
+    }
+
+    fn open(path: &Path, extra: OFlags) -> io::Result<OwnedFd> {
+        let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::NONBLOCK | OFlags::NOCTTY;
+        Ok(open(path, flags | OFlags::CLOEXEC | extra, Mode::RUSR | Mode::WUSR)?)
+    }
+
+    pub(super) fn write(&self, mut bytes: &[u8]) {
+        use rustix::event::{PollFd, PollFlags, Timespec, poll};
+        while !bytes.is_empty() {
+            let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+            let mut ask = [PollFd::new(&self.fd, PollFlags::OUT)];
+            let writable = poll(&mut ask, Some(&now)).is_ok()
+                && ask[0].revents().contains(PollFlags::OUT);
+            if !writable {
+                return;
+            }
+            // A pipe that is writable takes this much without blocking, whoever opened it.
+            let some = &bytes[..bytes.len().min(4096)];
+            match rustix::io::write(&self.fd, some) {
+                Ok(written) => bytes = &bytes[written..],
+                Err(rustix::io::Errno::INTR) => {}
+                Err(_) => return,
+            }
+        }
+    }
+}
+
+/// The output of one worker's current process.
+#[derive(Debug, Default)]
+pub(super) struct Output {
+    pipe: Option<OwnedFd>,
+    tail: VecDeque<u8>,
+    /// Not passed on yet: the last start failed, and the same complaint is not repeated.
+    held_back: bool,
+    last_complaint: Vec<u8>,
+}
+
+impl Output {
+    /// Begins with a new process, whose output comes through `pipe` (non-blocking).
+    pub(super) fn begin(&mut self, pipe: OwnedFd, hold_back: bool) {
+        self.pipe = Some(pipe);
+        self.tail.clear();
+        self.held_back = hold_back;
+    }
+
+    /// Takes what has been written; `false` once nobody can write any more.
+    pub(super) fn read(&mut self, sink: Option<&Sink>) -> bool {
+        let Some(pipe) = &self.pipe else { return false };
+        let mut bytes = vec![0; READ_BYTES];
+        match rustix::io::read(pipe.as_fd(), &mut bytes) {
+            Ok(0) => {
+                self.pipe = None;
+                false
+            }
+            Ok(read) => {
+                self.take(&bytes[..read], sink);
+                true
+            }
+            Err(_) => true,
+        }
+    }
+
+    /// The worker works: what it wrote so far is passed on, and all that follows.
+    pub(super) fn release(&mut self, sink: Option<&Sink>) {
+        if std::mem::take(&mut self.held_back) {
+            pass_on(sink, &self.tail_bytes());
+        }
+    }
+
+    /// The process is gone: passes on what was held back unless it repeats the last complaint,
+    /// and returns the tail.
+    pub(super) fn end(&mut self, sink: Option<&Sink>) -> String {
+        while self.pipe.is_some() {
+            let before = self.tail.len();
+            let open = self.read(sink);
+            if open && self.tail.len() == before {
+                // Empty, though somebody outside the family may still hold it.
+                self.pipe = None;
+            }
+        }
+        let tail = self.tail_bytes();
+        let complaint = without_digits(&tail);
+        if std::mem::take(&mut self.held_back) && complaint != self.last_complaint {
+            pass_on(sink, &tail);
+        }
+        self.last_complaint = complaint;
+        String::from_utf8_lossy(&tail).into_owned()
+    }
+
+    fn take(&mut self, bytes: &[u8], sink: Option<&Sink>) {
+        self.tail.extend(bytes);
+        let surplus = self.tail.len().saturating_sub(TAIL_BYTES);
+        self.tail.drain(..surplus);
+        if !self.held_back {
+            pass_on(sink, bytes);
+        }
+    }
+
+    fn tail_bytes(&self) -> Vec<u8> {
+        self.tail.iter().copied().collect()
+    }
+
+    pub(super) fn pipe(&self) -> Option<&OwnedFd> {
+        self.pipe.as_ref()
+    }
+}
+
+fn pass_on(sink: Option<&Sink>, bytes: &[u8]) {
+    if let Some(sink) = sink {
+        sink.write(bytes);
+    }
+}
+
+/// Process ids, times and addresses differ from one failure to the next; the complaint does not.
+fn without_digits(bytes: &[u8]) -> Vec<u8> {
+    bytes.iter().copied().filter(|byte| !byte.is_ascii_digit()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::io::Write;
+
+    use super::*;
+
+    fn write_once(output: &mut Output, sink: &Sink, held_back: bool, text: &str) -> String {
+        let (reader, writer) = rustix::pipe::pipe().unwrap();
+        rustix::io::ioctl_fionbio(&reader, true).unwrap();
+        output.begin(reader, held_back);
+        fs::File::from(writer).write_all(text.as_bytes()).unwrap();
+        output.end(Some(sink))
+    }
+
+    #[test]
+    fn a_repeated_complaint_is_passed_on_once_and_a_new_one_is_passed_on() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("log");
+        let sink = Sink::file(&path).unwrap();
+        let mut output = Output::default();
+        write_once(&mut output, &sink, false, "pid 7: no module\n");
+        write_once(&mut output, &sink, true, "pid 8: no module\n");
+        assert_eq!(write_once(&mut output, &sink, true, "syntax\n"), "syntax\n");
+        assert_eq!(fs::read_to_string(path).unwrap(), "pid 7: no module\nsyntax\n");
+    }
+
+    #[test]
+    fn only_the_last_8_kib_are_kept_and_a_full_pipe_blocks_nobody() {
+        let (reader, writer) = rustix::pipe::pipe().unwrap();
+        let sink = Sink { fd: writer };
+        let mut output = Output::default();
+        for _ in 0..100 {
+            output.take(&[b'a'; 4096], Some(&sink));
+        }
+        output.take(b"end", Some(&sink));
+        let tail = output.tail_bytes();
+        assert_eq!((tail.len(), &tail[TAIL_BYTES - 3..]), (TAIL_BYTES, b"end".as_slice()));
+        drop(reader);
+    }
+}

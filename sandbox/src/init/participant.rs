@@ -1,0 +1,94 @@
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use sandpipe::{FamilyIndex, Guardian, Reaction};
+
+use crate::wire;
+
+/// The guardian's line to one process that takes part in the data plane.
+#[derive(Debug)]
+pub(super) struct Participant {
+    pub(super) family: FamilyIndex,
+    socket: OwnedFd,
+    /// It has its own segment and is told about the others'.
+    member: bool,
+    /// A message did not fit into its socket: it is told everything again later.
+    behind: bool,
+}
+
+/// What a participant's messages led to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Progress {
+    Nothing,
+    /// Its segment is sealed: the others must hear of it.
+    Joined,
+    /// It has mapped all that it was sent.
+    Attached,
+    /// It hung up or broke the protocol.
+    Gone,
+}
+
+impl Participant {
+    /// Makes a line; the second half goes to the process.
+    pub(super) fn pair(family: FamilyIndex) -> io::Result<(Participant, OwnedFd)> {
+        let flags = SocketFlags::CLOEXEC;
+        let (socket, other) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+        // Only this half: the process at the other end waits for its answers.
+        rustix::io::ioctl_fionbio(&socket, true)?;
+        Ok((Participant { family, socket, member: false, behind: false }, other))
+    }
+
+    /// Handles the next message, if there is one. Never blocks.
+    pub(super) fn serve(&mut self, guardian: &mut Guardian) -> Progress {
+        let message = match wire::receive(self.socket.as_fd()) {
+            Ok(Some((message, _fds))) => message,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Progress::Nothing,
+            Ok(None) | Err(_) => return Progress::Gone,
+        };
+        match guardian.handle(self.family, &message) {
+            Ok(Reaction::Reply(bytes, fds)) => {
+                match wire::send(self.socket.as_fd(), &bytes, &fds) {
+                    Ok(()) => Progress::Nothing,
+                    Err(_) => Progress::Gone,
+                }
+            }
+            Ok(Reaction::Refuse(bytes)) => {
+                let _ = wire::send(self.socket.as_fd(), &bytes, &[]);
+                Progress::Gone
+            }
+            Ok(Reaction::Sealed) => {
+                self.member = true;
+                self.tell_all(guardian);
+                Progress::Joined
+            }
+            Ok(Reaction::Attached) => Progress::Attached,
+            Ok(Reaction::Unknown) | Err(_) => Progress::Gone,
+        }
+    }
+
+    /// Tells about another family's new segment, if it is a member already.
+    pub(super) fn tell_about(&mut self, guardian: &Guardian, family: FamilyIndex) {
+        if self.member && family != self.family {
+            let (bytes, fds) = guardian.update_message(family);
+            self.behind |= wire::send(self.socket.as_fd(), &bytes, &fds).is_err();
+        }
+    }
+
+    /// Tells about all segments: first, and again after one message did not get through.
+    pub(super) fn tell_all(&mut self, guardian: &Guardian) {
+        let (bytes, fds) = guardian.peers_message(self.family);
+        self.behind = wire::send(self.socket.as_fd(), &bytes, &fds).is_err();
+    }
+
+    /// Whether [`Participant::tell_all`] is due.
+    pub(super) fn is_behind(&self) -> bool {
+        self.behind
+    }
+}
+
+impl AsFd for Participant {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}

@@ -1,0 +1,275 @@
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use rustix::event::{Timespec, epoll};
+use rustix::process::{Pid, Signal, WaitOptions, wait};
+use sandpipe::{FamilyIndex, Guardian, Topology};
+
+use super::claim::Connections;
+use super::family::FamilyCgroups;
+use super::output::Sink;
+use super::participant::{Participant, Progress};
+use super::shutdown::Ending;
+use super::worker::{Phase, Worker};
+use super::{Inherited, setup};
+use crate::IsolationItem;
+use crate::sys::Signals;
+
+/// Between two looks at a family that is being killed, or at a socket that was full.
+const RETRY_INTERVAL: Duration = Duration::from_millis(2);
+/// Connections that wait to be accepted.
+const BACKLOG: i32 = 16;
+
+/// All that init knows and holds.
+pub(super) struct Supervisor {
+    pub(super) spec_hash: u64,
+    pub(super) isolation: Vec<IsolationItem>,
+    pub(super) guardian: Guardian,
+    pub(super) cgroups: FamilyCgroups,
+    pub(super) workers: Vec<Worker>,
+    pub(super) connections: Connections,
+    /// The owning agent's line to the guardian.
+    pub(super) agent: Option<Participant>,
+    pub(super) agent_log: Option<Sink>,
+    pub(super) orphans_reaped: u64,
+    pub(super) began: Instant,
+    pub(super) ending: Option<Ending>,
+    pub(super) listener: OwnedFd,
+    epoll: OwnedFd,
+    signals: Signals,
+    /// Locked as long as init lives.
+    _lock: OwnedFd,
+}
+
+/// What an event is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Source {
+    Listener,
+    Signals,
+    Agent,
+    Connection(u32),
+    Line(u32),
+    Output(u32),
+}
+
+impl Source {
+    fn to_u64(self) -> u64 {
+        let (kind, index) = match self {
+            Source::Listener => (0, 0),
+            Source::Signals => (1, 0),
+            Source::Agent => (2, 0),
+            Source::Connection(index) => (3, index),
+            Source::Line(index) => (4, index),
+            Source::Output(index) => (5, index),
+        };
+        kind << 32 | u64::from(index)
+    }
+
+    fn from_u64(word: u64) -> Source {
+        #[expect(clippy::cast_possible_truncation, reason = "the low half is the index")]
+        let index = word as u32;
+        match word >> 32 {
+            0 => Source::Listener,
+            1 => Source::Signals,
+            2 => Source::Agent,
+            3 => Source::Connection(index),
+            4 => Source::Line(index),
+            _ => Source::Output(index),
+        }
+    }
+}
+
+impl Supervisor {
+    /// Furnishes the sandbox and begins to listen; starts no worker yet.
+    pub(super) fn new(inherited: Inherited) -> io::Result<Supervisor> {
+        let Inherited { socket, lock, cgroups, boot } = inherited;
+        // Before anything is started: a child that ends early must not go unseen.
+        let signals = Signals::open()?;
+        rustix::thread::set_name(c"sandpipe-init")?;
+        let mut isolation = setup::furnish(&boot, &cgroups);
+        let limits = boot.spec.workers.iter().any(|w| w.memory_limit_bytes.is_some());
+        let cgroups = FamilyCgroups::new(cgroups, limits, &mut isolation);
+        let topology = Topology::decode(&boot.spec.topology)
+            .map_err(|error| io::Error::other(format!("topology: {error}")))?;
+        let (families, workers) = (topology.families().len(), boot.spec.workers.len());
+        if families != workers + 1 {
+            let reason = format!("a topology of {families} families for {workers} workers");
+            return Err(io::Error::other(reason));
+        }
+        let guardian = Guardian::new(topology)?;
+        let workers = (1..).zip(boot.spec.workers);
+        let workers = workers.map(|(i, spec)| Worker::new(FamilyIndex(i), spec)).collect();
+        rustix::io::ioctl_fionbio(&socket, true)?;
+        rustix::net::listen(&socket, BACKLOG)?;
+        let supervisor = Supervisor {
+            spec_hash: boot.spec_hash,
+            isolation,
+            guardian,
+            cgroups,
+            workers,
+            connections: Connections::default(),
+            agent: None,
+            agent_log: None,
+            orphans_reaped: 0,
+            began: Instant::now(),
+            ending: None,
+            listener: socket,
+            epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
+            signals,
+            _lock: lock,
+        };
+        supervisor.watch(&supervisor.listener, Source::Listener)?;
+        supervisor.watch(&supervisor.signals, Source::Signals)?;
+        Ok(supervisor)
+    }
+
+    /// Runs until the sandbox has ended.
+    pub(super) fn run(mut self) -> io::Result<()> {
+        loop {
+            self.do_what_is_due();
+            if self.has_ended() {
+                return Ok(());
+            }
+            // One event at a time: none can be about something that the one before has closed.
+            let mut events = [epoll::Event { flags: epoll::EventFlags::empty(), data: NO_DATA }];
+            let timeout = self.timeout();
+            match epoll::wait(&self.epoll, &mut events, timeout.as_ref()) {
+                Ok(0) | Err(rustix::io::Errno::INTR) => {}
+                Ok(_) => self.handle(Source::from_u64(events[0].data.u64())),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Has `source`'s events reported. They stop by themselves when the descriptor is closed.
+    pub(super) fn watch(&self, fd: impl AsFd, source: Source) -> io::Result<()> {
+        let data = epoll::EventData::new_u64(source.to_u64());
+        Ok(epoll::add(&self.epoll, fd, data, epoll::EventFlags::IN)?)
+    }
+
+    fn handle(&mut self, source: Source) {
+        match source {
+            Source::Listener => self.accept(),
+            Source::Signals => self.take_signals(),
+            Source::Agent => self.serve_agent(),
+            Source::Connection(id) => self.serve_connection(id),
+            Source::Line(index) => self.serve_worker(index as usize),
+            Source::Output(index) => {
+                self.workers[index as usize].read_output(self.agent_log.as_ref());
+            }
+        }
+    }
+
+    fn take_signals(&mut self) {
+        while let Some(number) = self.signals.next() {
+            match Signal::from_named_raw(number) {
+                Some(Signal::TERM | Signal::INT) => self.begin_shutdown(SIGTERM_TIMEOUT),
+                // SIGCHLD, of which several may have become one, and whatever else.
+                _ => {}
+            }
+        }
+        while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
+            let worker = self.workers.iter_mut().find(|worker| worker.is_process(pid));
+            match worker {
+                Some(worker) => worker.reaped(status),
+                None => self.orphans_reaped += 1,
+            }
+        }
+    }
+
+    fn serve_worker(&mut self, index: usize) {
+        let worker = &mut self.workers[index];
+        let Some(line) = &mut worker.line else { return };
+        match line.serve(&mut self.guardian) {
+            Progress::Nothing => {}
+            Progress::Attached => worker.attached(self.agent_log.as_ref()),
+            Progress::Joined => {
+                let family = worker.family;
+                self.tell_others(family);
+            }
+            Progress::Gone => {
+                // It ends, or has closed its only way to hear of its peers.
+                worker.line = None;
+                worker.signal(Signal::KILL);
+            }
+        }
+    }
+
+    fn serve_agent(&mut self) {
+        let Some(agent) = &mut self.agent else { return };
+        match agent.serve(&mut self.guardian) {
+            Progress::Nothing | Progress::Attached => {}
+            Progress::Joined => self.tell_others(FamilyIndex(0)),
+            Progress::Gone => self.agent = None,
+        }
+    }
+
+    /// Tells everybody about a family's new segment, and wakes the idle so that they look.
+    fn tell_others(&mut self, family: FamilyIndex) {
+        let lines = self.workers.iter_mut().filter_map(|worker| worker.line.as_mut());
+        for participant in lines.chain(&mut self.agent) {
+            participant.tell_about(&self.guardian, family);
+        }
+        self.guardian.ring_everybody();
+    }
+
+    fn do_what_is_due(&mut self) {
+        let living: Vec<Pid> =
+            self.workers.iter().filter_map(|worker| Some(worker.process()?.pid)).collect();
+        let now = Instant::now();
+        for index in 0..self.workers.len() {
+            let worker = &mut self.workers[index];
+            worker.clear(&living, &mut self.guardian, self.agent_log.as_ref());
+            match worker.phase {
+                Phase::Waiting(_) if self.ending.is_some() => worker.phase = Phase::Stopped,
+                Phase::Waiting(until) if until <= now => self.start_worker(index),
+                _ => {}
+            }
+        }
+        let lines = self.workers.iter_mut().filter_map(|worker| worker.line.as_mut());
+        for participant in lines.chain(&mut self.agent).filter(|p| p.is_behind()) {
+            participant.tell_all(&self.guardian);
+        }
+        self.go_on_ending();
+    }
+
+    fn start_worker(&mut self, index: usize) {
+        let worker = &mut self.workers[index];
+        worker.start(&self.cgroups, &mut self.guardian);
+        let worker = &self.workers[index];
+        let number = u32::try_from(index).expect("at most 65,535 families");
+        let watched = worker
+            .line
+            .as_ref()
+            .map_or(Ok(()), |line| self.watch(line, Source::Line(number)))
+            .and_then(|()| {
+                let pipe = worker.output.pipe();
+                pipe.map_or(Ok(()), |pipe| self.watch(pipe, Source::Output(number)))
+            });
+        if watched.is_err() {
+            // Out of kernel memory: without its line it could never attach, so it is tried again.
+            worker.signal(Signal::KILL);
+        }
+    }
+
+    /// How long nothing is due.
+    fn timeout(&self) -> Option<Timespec> {
+        let now = Instant::now();
+        let soon = now + RETRY_INTERVAL;
+        let of_workers = self.workers.iter().filter_map(|worker| match worker.phase {
+            Phase::Clearing { .. } => Some(soon),
+            Phase::Waiting(until) => Some(until),
+            _ => None,
+        });
+        let lines = self.workers.iter().filter_map(|worker| worker.line.as_ref());
+        let behind = lines.chain(&self.agent).any(Participant::is_behind).then_some(soon);
+        let ending = self.ending.as_ref().map(Ending::next_step);
+        let next = of_workers.chain(behind).chain(ending).min()?;
+        Timespec::try_from(next.saturating_duration_since(now)).ok()
+    }
+}
+
+/// How long the workers may take when init is told to end by a signal.
+const SIGTERM_TIMEOUT: Duration = Duration::from_secs(10);
+const NO_DATA: epoll::EventData = epoll::EventData::new_u64(0);

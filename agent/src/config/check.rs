@@ -11,9 +11,8 @@ use toml::Spanned;
 use super::error::Problems;
 use super::{AppSpec, Backup, GrainSpec, Limits, Mode, Route, Runtime, graph, raw};
 
-/// All families of a sandbox arrive in one message of at most 64 descriptors, the agent's and the
-/// hint page among them.
-const MAX_GRAINS: usize = 60;
+/// One family of the sandbox is the agent.
+const MAX_GRAINS: usize = sandpipe_abi::layout::FAMILIES_MAX - 1;
 
 /// Checks the whole file.
 pub(super) fn application(
@@ -92,6 +91,14 @@ fn distinct_names(raw: &raw::App, problems: &mut Problems<'_>) {
 
 fn grain(raw: &raw::Grain, directory: &Path, problems: &mut Problems<'_>) -> Option<GrainSpec> {
     valid_name("grain", &raw.name, problems);
+    if raw.name.get_ref() == sandpipe_global_bus::RESULTS {
+        let what = format!("no grain can be called \"{}\"", raw.name.get_ref());
+        problems.add(
+            raw.name.span(),
+            what,
+            "that topic holds the answers: use another name",
+        );
+    }
     let env = raw
         .env
         .as_ref()

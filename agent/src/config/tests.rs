@@ -184,6 +184,22 @@ fn names_are_checked() {
 }
 
 #[test]
+fn the_topic_of_answers_is_no_grain() {
+    let text = chain(&["results"]) + &grain("results", "");
+    Place::new().one_problem(&text, 5, &["holds the answers"]);
+}
+
+#[test]
+fn more_grains_than_a_sandbox_has_families_are_refused() {
+    let names: Vec<String> = (0..32).map(|index| format!("g{index}")).collect();
+    let mut text = chain(&names.iter().map(String::as_str).collect::<Vec<_>>());
+    for name in &names {
+        text += &grain(name, "");
+    }
+    Place::new().one_problem(&text, 159, &["32 grains", "at most 31"]);
+}
+
+#[test]
 fn two_grains_of_one_name_are_refused() {
     let text = chain(&["a"]) + &grain("a", "") + &grain("a", "");
     Place::new().one_problem(&text, 10, &["two grains", "rename"]);

@@ -1,0 +1,181 @@
+//! What instances tell the agent through `LQ(HA)`.
+
+use std::sync::Arc;
+
+use sandpipe_abi::MessageId;
+
+use super::Core;
+use super::durable::After;
+use super::message::{Cause, Failure, Local, News, Now};
+use super::root::{Final, Message, Open, Root};
+use super::trace::Hop;
+
+impl<W> Core<W> {
+    /// A message was read from `LQ(HA)`. It is released, by a later command, once it is durable.
+    pub fn local(&mut self, now: Now, mut local: Local) {
+        if self.results.has_ended(local.root) {
+            return self.fold(now, &local);
+        }
+        let mut root = match self.roots.remove(&local.root) {
+            Some(root) => root,
+            None => Box::new(self.adopt(now, &local)),
+        };
+        if root.is_finished(local.parent) {
+            self.roots.insert(local.root, root);
+            return self.fold(now, &local);
+        }
+        trace(&self.workflow.grains, &mut root, &local, now);
+        match local.news {
+            News::Output { grain } => self.output(&mut root, grain, &mut local),
+            News::Final => self.output_of_last(&mut root, &mut local),
+            News::Failed(cause) => self.failure(now, &mut root, cause, &local),
+        }
+        if root.trace.is_some() {
+            let message = Some(local.parent);
+            self.roots.insert(local.root, root);
+            self.after(
+                now,
+                After::TraceBackup {
+                    root: local.root,
+                    message,
+                },
+            );
+            root = self
+                .roots
+                .remove(&local.root)
+                .expect("it was put there two lines above");
+        }
+        self.close(now, root, &local);
+    }
+
+    /// An output that also went to the next grain: backed up, unless it is known.
+    fn output(&mut self, root: &mut Root<W>, grain: usize, local: &mut Local) {
+        // Its own copy comes after the news of its end: the lanes are not ordered.
+        if root.is_finished(local.id) {
+            return;
+        }
+        // An index that no grain has: the sender lies, and nothing can be run from it.
+        if root.is_open(local.id) || grain >= self.workflow.grains.len() {
+            self.counters.folded += 1;
+            return;
+        }
+        let payload = std::mem::take(&mut local.payload);
+        let mut open = Open::new(local.id, local.parent, grain);
+        if self.recovering {
+            open.payload = Some(payload.clone());
+        }
+        root.open.push(open);
+        let message = Message {
+            id: local.id,
+            parent: local.parent,
+            grain,
+        };
+        let record = self.processing(root, message, payload);
+        self.append(record);
+    }
+
+    /// The output of a last grain. It is part of the answer; if others are still to come, it gets
+    /// a record of its own, or the agent's death would lose it.
+    fn output_of_last(&mut self, root: &mut Root<W>, local: &mut Local) {
+        if root.answer.is_some() {
+            return; // another branch has failed
+        }
+        if root.finals.iter().any(|known| known.id == local.id) {
+            self.counters.folded += 1;
+            return;
+        }
+        let payload = std::mem::take(&mut local.payload);
+        let ends = local.last && root.open.iter().all(|open| open.id == local.parent);
+        if !ends && self.workflow.backup {
+            let of = Message {
+                id: local.id,
+                parent: local.parent,
+                grain: local.from,
+            };
+            let record = self.stored_final(root, of, payload.clone());
+            self.append(record);
+            root.stored_finals.push(of);
+        }
+        root.finals.push(Final {
+            id: local.id,
+            grain: local.from,
+            payload,
+        });
+    }
+
+    fn failure(&mut self, now: Now, root: &mut Root<W>, cause: Cause, local: &Local) {
+        if root.answer.is_none() {
+            root.failure = Some(Failure {
+                grain: Arc::clone(&self.workflow.grains[local.from]),
+                message: local.parent,
+                cause,
+                detail: String::from_utf8_lossy(&local.payload).into_owned(),
+            });
+            self.conclude(now, root);
+        }
+    }
+
+    /// Finishes the parent if this was the last of it, ends the request if nothing is open, and
+    /// lets the message go when it may.
+    fn close(&mut self, now: Now, mut root: Box<Root<W>>, local: &Local) {
+        if !local.last {
+            self.roots.insert(local.root, root);
+            return self.after(now, After::Release(local.number));
+        }
+        let parent = root
+            .finish(local.parent)
+            .map_or(MessageId::NONE, |open| open.parent);
+        let ended = root.open.is_empty();
+        if ended && root.answer.is_none() {
+            self.conclude(now, &mut root);
+        }
+        let at_once = ended && !root.keep && root.trace.is_none();
+        let done = Message {
+            id: local.parent,
+            parent,
+            grain: local.from,
+        };
+        let record = self.finished(&root, done);
+        self.roots.insert(local.root, root);
+        if at_once {
+            self.end(now, local.root);
+        }
+        self.after(
+            now,
+            After::Finish {
+                record,
+                local: local.number,
+            },
+        );
+    }
+
+    fn fold(&mut self, now: Now, local: &Local) {
+        self.counters.folded += 1;
+        self.after(now, After::Release(local.number));
+    }
+
+    /// A request that this agent has not heard of: its messages outlived the agent before it, and
+    /// its own record did not reach the global bus.
+    fn adopt(&mut self, now: Now, local: &Local) -> Root<W> {
+        let partition = self.partition_of(local.root);
+        let deadline_ms = now.unix_ms + self.workflow.deadline_ms;
+        let mut root = Root::adopted(local.root, partition, deadline_ms);
+        root.open
+            .push(Open::new(local.parent, MessageId::NONE, local.from));
+        root
+    }
+}
+
+fn trace<W>(grains: &[Arc<str>], root: &mut Root<W>, local: &Local, now: Now) {
+    let Some(trace) = &mut root.trace else { return };
+    if trace.hops.iter().any(|hop| hop.message == local.parent) {
+        return;
+    }
+    trace.hops.push(Hop {
+        grain: grains[local.from].to_string(),
+        stamps: local.stamps.unwrap_or_default(),
+        read_ns: now.mono_ns,
+        backed_up_ns: 0,
+        message: local.parent,
+    });
+}

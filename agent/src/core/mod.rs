@@ -1,0 +1,206 @@
+//! The agent's protocol, without I/O and without a clock: events in, commands out.
+//!
+//! The rules that it keeps:
+//! - Messages are folded by id: what is known or finished already changes nothing.
+//! - A request ends when none of its messages is open, or with its first failure.
+//! - `finished` follows the acknowledgement of what the message produced, since topics are not
+//!   ordered among each other; `LQ(HA)` keeps a message until that is durable too.
+//! - Who only waits for the answer does not wait for the disk. Who will come back (202, a key, a
+//!   CloudEvent's id) hears nothing before it is durable.
+//!
+//! A workflow with one final output answers with that output's bytes. Several final outputs (a
+//! fan-out) make one JSON batch of CloudEvents, see [`batch`].
+
+mod batch;
+mod durable;
+mod ids;
+mod local;
+mod message;
+mod recovery;
+mod results;
+mod root;
+mod submit;
+#[cfg(test)]
+mod tests;
+mod trace;
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use sandpipe_abi::MessageId;
+
+use durable::After;
+use results::Results;
+use root::Root;
+
+pub use ids::root_id;
+pub use message::{
+    Answer, Cause, Command, Delivery, Failure, Identity, Local, News, Now, Outcome, Reply, Submit,
+    Wait,
+};
+pub use trace::{Hop, Stamps, Trace};
+
+/// What the core has to know of an application.
+#[derive(Clone, Debug)]
+pub struct Workflow {
+    /// The application.
+    pub app: Arc<str>,
+    /// Its grains' names, in the order of their indices.
+    pub grains: Vec<Arc<str>>,
+    /// Index of the grain that requests go to.
+    pub entry: usize,
+    /// Whether messages are backed up.
+    pub backup: bool,
+    /// Partition indices of the global bus.
+    pub partitions: u32,
+    /// The epoch of this agent; greater than that of every agent before it.
+    pub epoch: u64,
+    /// Requests that may be open at once.
+    pub max_in_flight: usize,
+    /// How long a caller waits for an answer, in milliseconds.
+    pub deadline_ms: u64,
+    /// How long an answer can be collected, in milliseconds.
+    pub result_ttl_ms: u64,
+}
+
+/// Counts since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Requests that became a message.
+    pub accepted: u64,
+    /// Requests that joined an earlier one of the same identity.
+    pub joined: u64,
+    /// Workflows that ended with an output.
+    pub answered: u64,
+    /// Workflows that ended with a failure.
+    pub failed: u64,
+    /// Requests refused because the queue was full.
+    pub busy: u64,
+    /// Callers whose deadline passed.
+    pub late: u64,
+    /// Messages folded because they were known already.
+    pub folded: u64,
+    /// Messages published again after a death.
+    pub redelivered: u64,
+}
+
+/// The protocol's state for one application. `W` is whom to answer.
+#[derive(Debug)]
+pub struct Core<W> {
+    workflow: Workflow,
+    sequence: u64,
+    roots: HashMap<MessageId, Box<Root<W>>>,
+    results: Results,
+    /// Number of the newest append, and of the newest one that is durable.
+    appended: u64,
+    durable: u64,
+    after: VecDeque<(u64, After)>,
+    /// Deliveries that found their queue full, one queue a grain.
+    backlog: Vec<VecDeque<Delivery>>,
+    deadlines: VecDeque<(u64, MessageId)>,
+    /// Why nothing that must be durable is accepted.
+    unavailable: Option<Arc<str>>,
+    recovering: bool,
+    counters: Counters,
+    out: VecDeque<Command<W>>,
+}
+
+impl<W> Core<W> {
+    /// An application without any request.
+    #[must_use]
+    pub fn new(workflow: Workflow) -> Core<W> {
+        let backlog = workflow.grains.iter().map(|_| VecDeque::new()).collect();
+        Core {
+            workflow,
+            sequence: 0,
+            roots: HashMap::new(),
+            results: Results::default(),
+            appended: 0,
+            durable: 0,
+            after: VecDeque::new(),
+            backlog,
+            deadlines: VecDeque::new(),
+            unavailable: None,
+            recovering: false,
+            counters: Counters::default(),
+            out: VecDeque::new(),
+        }
+    }
+
+    /// The next thing to do. Carry it out and report back before asking again.
+    pub fn next_command(&mut self) -> Option<Command<W>> {
+        self.out.pop_front()
+    }
+
+    /// Says whether the global bus makes records durable, and if not, why.
+    pub fn set_unavailable(&mut self, reason: Option<Arc<str>>) {
+        self.unavailable = reason;
+    }
+
+    /// Moves the clock: callers whose deadline has passed hear so, expired answers go.
+    pub fn tick(&mut self, now: Now) {
+        self.results.expire(now.unix_ms);
+        while let Some(&(deadline_ms, id)) = self.deadlines.front()
+            && deadline_ms <= now.unix_ms
+        {
+            self.deadlines.pop_front();
+            let Some(root) = self.roots.get_mut(&id) else {
+                continue;
+            };
+            for waiter in root.take_late(now.unix_ms) {
+                // The caller was told where to collect the answer.
+                root.keep = true;
+                self.counters.late += 1;
+                self.out.push_back(Command::Answer {
+                    waiter,
+                    reply: Reply::Late(id),
+                });
+            }
+        }
+    }
+
+    /// When [`Core::tick`] has something to do, in milliseconds of the Unix clock.
+    #[must_use]
+    pub fn next_deadline_ms(&self) -> Option<u64> {
+        self.deadlines.front().map(|&(deadline_ms, _)| deadline_ms)
+    }
+
+    /// Tries the oldest delivery of each queue that was full again.
+    pub fn retry_full(&mut self) {
+        for queue in &mut self.backlog {
+            if let Some(delivery) = queue.pop_front() {
+                self.out.push_back(Command::Publish(delivery));
+            }
+        }
+    }
+
+    /// Whether deliveries wait for room in a queue.
+    #[must_use]
+    pub fn has_backlog(&self) -> bool {
+        self.backlog.iter().any(|queue| !queue.is_empty())
+    }
+
+    /// Requests that are open.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.roots.len()
+    }
+
+    /// Answers that can be collected.
+    #[must_use]
+    pub fn kept_results(&self) -> usize {
+        self.results.len()
+    }
+
+    /// Counts since the start.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// Whether all is answered, published and durable: nothing is lost by stopping now.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.roots.is_empty() && self.after.is_empty() && !self.has_backlog()
+    }
+}

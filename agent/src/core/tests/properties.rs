@@ -1,0 +1,179 @@
+//! Random orders of everything that can happen, checked against what is promised.
+
+use proptest::prelude::*;
+
+use super::world::{World, body};
+use crate::core::*;
+
+const GRAPHS: &[&[&[usize]]] = &[
+    &[&[]],
+    &[&[1], &[2], &[]],
+    &[&[1, 2], &[], &[]],
+    &[&[1, 2], &[3], &[3], &[]],
+];
+
+/// A small generator, so that one number replays a whole run.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, bound: usize) -> usize {
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        ((self.0 >> 33) as usize) % bound
+    }
+}
+
+/// A request that was made: its waiter, its key if it has one, its payload, whether it fails.
+struct Asked {
+    waiter: u64,
+    identity: Identity,
+    wait: Wait,
+    payload: Vec<u8>,
+}
+
+fn ask(world: &mut World, dice: &mut Dice, asked: &mut Vec<Asked>) {
+    let number = asked.len();
+    let identity = match dice.below(3) {
+        0 => Identity::Key(format!("k{number}")),
+        1 => Identity::Event {
+            source: "/s".into(),
+            id: number.to_string(),
+        },
+        _ => Identity::Fresh,
+    };
+    let wait = if dice.below(3) == 0 {
+        Wait::Durable
+    } else {
+        Wait::Answer
+    };
+    let payload = match dice.below(8) {
+        0 => b"F1".to_vec(),
+        _ => format!("p{number}.").into_bytes(),
+    };
+    let waiter = world.submit(identity.clone(), wait, &payload);
+    asked.push(Asked {
+        waiter,
+        identity,
+        wait,
+        payload,
+    });
+}
+
+fn step(world: &mut World, dice: &mut Dice) {
+    let grain = dice.below(world.next.len());
+    match dice.below(4) {
+        0 | 1 => world.handle(grain),
+        2 => world.read(grain),
+        _ => {
+            let count = dice.below(4);
+            world.acknowledge(count)
+        }
+    };
+    if dice.below(5) == 0 {
+        world.tick(0);
+    }
+}
+
+/// The answer that the simulated grains make of a payload, for graphs with one last grain.
+fn expected(graph: usize, payload: &[u8]) -> Option<String> {
+    let text = String::from_utf8(payload.to_vec()).unwrap();
+    match graph {
+        0 => Some(format!("a{text}")),
+        1 if text == "F1" => Some("g1: it fails".into()),
+        1 => Some(format!("cba{text}")),
+        _ => None,
+    }
+}
+
+fn check_end(world: &World, graph: usize, asked: &[Asked]) {
+    assert!(world.core.is_idle(), "{:?}", world.core);
+    let unfinished: Vec<_> = world
+        .unfinished()
+        .into_iter()
+        .filter(|record| !record.is_result())
+        .collect();
+    assert!(unfinished.is_empty(), "{unfinished:?}");
+    for one in asked {
+        let replies = &world.replies[&one.waiter];
+        assert!(replies.len() <= 1, "{replies:?}");
+        if let (Some(reply @ Reply::Done(_)), Some(right)) =
+            (replies.first(), expected(graph, &one.payload))
+        {
+            assert_eq!(body(reply), right);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+
+    #[test]
+    fn without_deaths_every_caller_hears_exactly_once_and_every_message_runs_once(
+        seed in any::<u64>(), graph in 0..GRAPHS.len(), capacity in 1usize..8,
+    ) {
+        let mut dice = Dice(seed);
+        let mut world = World::new(GRAPHS[graph], true);
+        world.capacity = capacity;
+        let mut asked = Vec::new();
+        for _ in 0..200 {
+            if dice.below(6) == 0 {
+                ask(&mut world, &mut dice, &mut asked);
+            } else {
+                step(&mut world, &mut dice);
+            }
+        }
+        world.run();
+        check_end(&world, graph, &asked);
+        for one in &asked {
+            prop_assert_eq!(world.replies[&one.waiter].len(), 1);
+        }
+        prop_assert_eq!(world.core.counters().redelivered, 0);
+        prop_assert_eq!(world.core.counters().folded, 0);
+    }
+
+    #[test]
+    fn whatever_dies_what_was_promised_is_answered_and_nothing_stays_open(
+        seed in any::<u64>(), graph in 0..GRAPHS.len(), know_alive in any::<bool>(),
+    ) {
+        let mut dice = Dice(seed);
+        let mut world = World::new(GRAPHS[graph], true);
+        let mut asked = Vec::new();
+        for _ in 0..200 {
+            match dice.below(40) {
+                0..=5 => ask(&mut world, &mut dice, &mut asked),
+                6 => world.sandbox_dies(),
+                7 => {
+                    let mut cuts = Dice(seed ^ 77);
+                    world.agent_dies(know_alive, |bound| cuts.below(bound));
+                }
+                _ => step(&mut world, &mut dice),
+            }
+        }
+        world.run();
+        check_end(&world, graph, &asked);
+        for one in &asked {
+            let Some(promised) = world.replies[&one.waiter].first().cloned() else { continue };
+            // A promise or an answer to a named request: asking again gives that answer.
+            match (&promised, &one.identity) {
+                (Reply::Accepted(id), _) => {
+                    let answer = body(&world.collect(*id));
+                    if let Some(right) = expected(graph, &one.payload) {
+                        prop_assert_eq!(answer, right);
+                    }
+                }
+                (Reply::Done(first), Identity::Key(_) | Identity::Event { .. }) => {
+                    let handled = world.handled;
+                    let again = world.submit(one.identity.clone(), Wait::Answer, &one.payload);
+                    world.run();
+                    let Reply::Done(second) = world.reply(again).clone() else { panic!() };
+                    prop_assert_eq!(&first.outcome, &second.outcome);
+                    prop_assert_eq!(world.handled, handled);
+                }
+                (Reply::Done(_) | Reply::Busy, _) => {}
+                (other, _) => panic!("{other:?} to {:?}", one.wait),
+            }
+        }
+    }
+}

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use crate::record::{InvalidRecord, Record};
 
-/// Called when [`GlobalBus::acknowledged`] has moved or [`GlobalBus::health`] has changed.
+/// Called when [`GlobalBus::acknowledged`] has moved or [`GlobalBus::health`] has changed; not
+/// again for an acknowledgement until `acknowledged` was read, so a busy bus costs few calls.
 ///
 /// It runs on a thread of the bus: it must be short, must not block and must not call the bus.
 pub type Waker = Arc<dyn Fn() + Send + Sync>;
@@ -45,7 +46,7 @@ pub trait GlobalBus: Send + fmt::Debug {
     /// [`AppendError`]; `Full` and `DiskFull` pass, the waker tells when.
     fn append(&mut self, records: &mut Vec<Record>) -> Result<Ticket, AppendError>;
 
-    /// The newest ticket such that it and all before it are durable. An atomic load.
+    /// The newest ticket such that it and all before it are durable. Two atomic accesses.
     fn acknowledged(&self) -> Ticket;
 
     /// Hands each message of `app` that is not finished to `visitor`, as its newest record and in
@@ -110,12 +111,12 @@ pub struct Limits {
 
 impl Default for Limits {
     /// A window of about a second of heavy traffic (100,000 messages, 128 MiB); records of up to
-    /// 1 MiB less some room for Kafka's framing (its default limit is 1 MiB); 4 partitions.
+    /// 16 MiB (Kafka's topics are made with this limit); 4 partitions.
     fn default() -> Limits {
         Limits {
             window_messages: 100_000,
             window_bytes: 128 << 20,
-            record_bytes: 1_000_000,
+            record_bytes: 16 << 20,
             partitions: 4,
         }
     }

@@ -18,6 +18,7 @@ use crate::bus::{
 };
 use crate::fold::now_unix_ms;
 use crate::record::{Record, check_name};
+use crate::shared::Shared;
 use crate::window;
 
 mod frame;
@@ -27,13 +28,10 @@ mod report;
 mod storage;
 mod writer;
 
-use log::Log;
+use log::{Group, Log};
 pub use report::{Cut, OpenError, OpenReport};
 use storage::{Directory, Storage};
-use writer::{GROUP_BYTES, Shared, Writer};
-
-/// How long dropping a bus waits for a disk that does not answer.
-const DROP_WAIT: Duration = Duration::from_secs(2);
+use writer::{Filling, GROUP_BYTES, Writer};
 
 /// The file that says who has the log.
 const LOCK_FILE: &str = "lock";
@@ -66,7 +64,7 @@ impl Default for EmbeddedOptions {
 /// (disk full, I/O error, read-only) waits in the window, which then pushes back; the bus tries
 /// again by itself.
 pub struct EmbeddedBus {
-    shared: Arc<Shared>,
+    shared: Arc<Shared<Filling>>,
     log: Arc<dyn Readable>,
     limits: Limits,
     dir: String,
@@ -122,7 +120,10 @@ impl EmbeddedBus {
         dir: String,
         lock: Option<File>,
     ) -> EmbeddedBus {
-        let shared = Arc::new(Shared::new(log.next));
+        let shared = Arc::new(Shared::new(Filling {
+            group: Group::new(),
+            next: log.next,
+        }));
         let log = Arc::new(Mutex::new(log));
         let writer = Writer {
             shared: Arc::clone(&shared),
@@ -140,14 +141,6 @@ impl EmbeddedBus {
             writer: Some(thread.spawn(|| writer.run()).expect("a thread can be made")),
         }
     }
-
-    fn open_state(&self) -> Result<std::sync::MutexGuard<'_, writer::State>, String> {
-        let state = self.shared.lock();
-        match &state.health {
-            Health::Closed { reason } => Err(reason.clone()),
-            Health::Healthy | Health::Degraded { .. } => Ok(state),
-        }
-    }
 }
 
 impl GlobalBus for EmbeddedBus {
@@ -157,13 +150,13 @@ impl GlobalBus for EmbeddedBus {
             check_name("grain", grain)?;
         }
         let closed = |reason| PrepareError::Closed { reason };
-        self.open_state().map(drop).map_err(closed)
+        self.shared.lock_open().map(drop).map_err(closed)
     }
 
     fn append(&mut self, records: &mut Vec<Record>) -> Result<Ticket, AppendError> {
         let bytes = window::check(records, &self.limits)?;
         let closed = |reason| AppendError::Closed { reason };
-        let mut state = self.open_state().map_err(closed)?;
+        let mut state = self.shared.lock_open().map_err(closed)?;
         if records.is_empty() {
             return Ok(state.window.last());
         }
@@ -178,11 +171,11 @@ impl GlobalBus for EmbeddedBus {
         }
         let ticket = state.window.enter(records.len(), bytes);
         for record in records.drain(..) {
-            let sequence = state.next;
-            state.filling.push(sequence, &record);
-            state.next += 1;
+            let sequence = state.queue.next;
+            state.queue.group.push(sequence, &record);
+            state.queue.next += 1;
         }
-        let urgent = state.filling.bytes() >= GROUP_BYTES;
+        let urgent = state.queue.group.bytes() >= GROUP_BYTES;
         self.shared.poke(state, urgent);
         Ok(ticket)
     }
@@ -205,8 +198,8 @@ impl GlobalBus for EmbeddedBus {
 
     fn commit_marks(&mut self) -> Result<(), MarkError> {
         let closed = |reason| MarkError::Closed { reason };
-        let mut state = self.open_state().map_err(closed)?;
-        state.retain = true;
+        let mut state = self.shared.lock_open().map_err(closed)?;
+        state.commit = true;
         self.shared.poke(state, false);
         Ok(())
     }
@@ -224,37 +217,16 @@ impl GlobalBus for EmbeddedBus {
     }
 
     fn flush(&mut self, deadline: Instant) -> Result<(), FlushError> {
-        self.shared.poke(self.shared.lock(), true);
-        let done = |state: &writer::State| state.window.is_empty() || Shared::has_ended(state);
-        self.shared.wait_for_news(deadline, done);
-        let state = self.shared.lock();
-        if state.window.is_empty() {
-            return Ok(());
-        }
-        let unbacked = state.window.unbacked();
-        match &state.health {
-            Health::Closed { reason } => Err(FlushError::Closed {
-                reason: reason.clone(),
-            }),
-            Health::Healthy | Health::Degraded { .. } => Err(FlushError::Deadline {
-                messages: unbacked.messages,
-                bytes: unbacked.bytes,
-                health: match &state.health {
-                    Health::Degraded { reason } => reason.clone(),
-                    _ => "the disk is slow".to_owned(),
-                },
-            }),
-        }
+        self.shared.flush(deadline, "the disk is slow")
     }
 
     fn close(&mut self, deadline: Instant) -> Result<(), FlushError> {
+        if self.writer.is_none() {
+            return Ok(());
+        }
         let flushed = self.flush(deadline);
-        self.shared.begin_close();
-        if self
-            .shared
-            .wait_for_news(deadline.max(Instant::now() + DROP_WAIT), Shared::has_ended)
-            && let Some(writer) = self.writer.take()
-        {
+        let writer = self.writer.take().filter(|_| self.shared.end(deadline));
+        if let Some(writer) = writer {
             // A panic has been reported through the health.
             let _ = writer.join();
         }
@@ -264,9 +236,8 @@ impl GlobalBus for EmbeddedBus {
 
 impl Drop for EmbeddedBus {
     fn drop(&mut self) {
-        if self.writer.is_some() {
-            let _ = self.close(Instant::now());
-        }
+        // Nobody hears of it; who must know has called `close`.
+        let _ = self.close(Instant::now());
     }
 }
 

@@ -15,6 +15,7 @@ pub mod conformance;
 mod embedded;
 mod fold;
 mod record;
+mod shared;
 mod window;
 
 pub use bus::{

@@ -6,15 +6,22 @@
 //! reported. Only ratios of one run compare: see docs/BENCHMARKS.md.
 
 pub mod bounds;
+pub mod broker;
 pub mod clock;
 pub mod error;
 pub mod figures;
+#[cfg(feature = "kafka")]
+pub mod kafka;
+#[cfg(not(feature = "kafka"))]
+#[path = "kafka_missing.rs"]
+pub mod kafka;
 pub mod machine;
 pub mod pair;
 pub mod paper;
 pub mod placement;
 pub mod probes;
 pub mod progress;
+pub mod python;
 pub mod raw;
 pub mod report;
 pub mod rounds;

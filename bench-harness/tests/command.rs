@@ -41,7 +41,7 @@ fn a_wrong_figure_is_refused_with_the_right_names() {
     assert_eq!(refused.status.code(), Some(2));
     let said = text(&refused.stderr);
     assert!(
-        said.contains("\"5z\"") && said.contains("the figures are: floor"),
+        said.contains("\"5z\"") && said.contains("the figures are: 5b"),
         "{said}"
     );
 }

@@ -1,6 +1,7 @@
 //! The figures, one file each.
 
 mod bus;
+mod figure_5b;
 mod floor;
 
 use std::path::PathBuf;
@@ -76,7 +77,7 @@ pub struct Parts {
 }
 
 /// All figures, in the order of a report.
-pub const FIGURES: &[FigureKind] = &[floor::FIGURE, bus::FIGURE];
+pub const FIGURES: &[FigureKind] = &[figure_5b::FIGURE, bus::FIGURE, floor::FIGURE];
 
 /// The figures of a comma-separated list; "all" is each of them.
 ///

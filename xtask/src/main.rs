@@ -1,2 +1,63 @@
-//! (being written)
-fn main() {}
+//! Checks of the repository that cargo cannot express: `cargo xtask tidy`.
+#![forbid(unsafe_code)]
+
+mod tidy;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+const HELP: &str = "\
+Checks of the repository that cargo cannot express.
+
+Usage: cargo xtask tidy [ROOT]     report each broken rule as file:line: rule: what to do
+       cargo xtask --help
+
+Exit codes: 0 all rules hold, 1 a rule is broken, 2 wrong usage or an unreadable file.
+";
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    match args.as_slice() {
+        ["tidy"] => run_tidy(workspace_root()),
+        ["tidy", root] if !root.starts_with('-') => run_tidy(PathBuf::from(root)),
+        ["--help" | "-h" | "help"] | ["tidy", "--help" | "-h"] => {
+            print!("{HELP}");
+            ExitCode::SUCCESS
+        }
+        _ => {
+            eprint!("{HELP}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn workspace_root() -> PathBuf {
+    let here = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    here.parent()
+        .expect("xtask lies in the workspace")
+        .to_path_buf()
+}
+
+fn run_tidy(root: PathBuf) -> ExitCode {
+    let sources = match tidy::read_sources(&root) {
+        Ok(sources) => sources,
+        Err(error) => {
+            eprintln!("tidy: {}: {error}", root.display());
+            return ExitCode::from(2);
+        }
+    };
+    let report = tidy::check(&sources);
+    for note in &report.notes {
+        println!("note: {note}");
+    }
+    for finding in &report.findings {
+        println!("{finding}");
+    }
+    println!(
+        "tidy: {} files, {} findings",
+        sources.len(),
+        report.findings.len()
+    );
+    ExitCode::from(u8::from(!report.findings.is_empty()))
+}

@@ -84,11 +84,7 @@ impl<W> Core<W> {
                 let root = record.root;
                 self.append(record);
                 self.after(now, After::Release(local));
-                if self
-                    .roots
-                    .get(&root)
-                    .is_some_and(|r| r.open.is_empty() && r.answer.is_some())
-                {
+                if self.roots.get(&root).is_some_and(|r| r.ended) {
                     self.after(now, After::End { root });
                 }
             }

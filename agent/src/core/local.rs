@@ -20,7 +20,7 @@ impl<W> Core<W> {
             Some(root) => root,
             None => Box::new(self.adopt(now, &local)),
         };
-        if root.is_finished(local.parent) {
+        if root.ended || root.is_finished(local.parent) {
             self.roots.insert(local.root, root);
             return self.fold(now, &local);
         }
@@ -129,6 +129,7 @@ impl<W> Core<W> {
         if ended && root.answer.is_none() {
             self.conclude(now, &mut root);
         }
+        root.ended = ended;
         let at_once = ended && !root.keep && root.trace.is_none();
         let done = Message {
             id: local.parent,
@@ -155,13 +156,21 @@ impl<W> Core<W> {
     }
 
     /// A request that this agent has not heard of: its messages outlived the agent before it, and
-    /// its own record did not reach the global bus.
+    /// its own record did not reach the global bus. So its first message is not finished either,
+    /// and what that one told still lies in `LQ(HA)` or is to come.
     fn adopt(&mut self, now: Now, local: &Local) -> Root<W> {
         let partition = self.partition_of(local.root);
         let deadline_ms = now.unix_ms + self.workflow.deadline_ms;
+        self.deadlines.push_back((deadline_ms, local.root));
         let mut root = Root::adopted(local.root, partition, deadline_ms);
+        root.promised = false;
+        let entry = self.workflow.entry;
         root.open
-            .push(Open::new(local.parent, MessageId::NONE, local.from));
+            .push(Open::new(local.root, MessageId::NONE, entry));
+        if local.parent != local.root {
+            root.open
+                .push(Open::new(local.parent, MessageId::NONE, local.from));
+        }
         root
     }
 }

@@ -148,13 +148,15 @@ impl<W> Core<W> {
                 continue;
             };
             for waiter in root.take_late(now.unix_ms) {
-                // The caller was told where to collect the answer.
+                // The caller is told where to collect the answer.
                 root.keep = true;
                 self.counters.late += 1;
-                self.out.push_back(Command::Answer {
-                    waiter,
-                    reply: Reply::Late(id),
-                });
+                let reply = Reply::Late(id);
+                self.out.push_back(Command::Answer { waiter, reply });
+            }
+            if !root.promised && root.waiters.is_empty() && root.answer.is_none() {
+                let root = self.roots.remove(&id).expect("it was found above");
+                self.forget(root);
             }
         }
     }

@@ -122,6 +122,7 @@ impl<W> Core<W> {
             self.append(self.stored_final(&root, stored, Vec::new()).finished());
         }
         root.answer = self.results.find(id).cloned();
+        root.ended = true;
         self.roots.insert(id, root);
         self.after(now, After::End { root: id });
     }
@@ -152,7 +153,9 @@ impl<W> Core<W> {
                 payload,
             });
         }
-        if lost {
+        if lost && !root.promised {
+            self.forget(root);
+        } else if lost {
             self.lose(now, root);
         } else {
             self.roots.insert(id, root);
@@ -160,6 +163,17 @@ impl<W> Core<W> {
             again
                 .into_iter()
                 .for_each(|delivery| self.publish(delivery));
+        }
+    }
+
+    /// Ends a request that was never accepted and of which a part exists nowhere any more. A retry
+    /// begins anew, with the same ids.
+    pub(super) fn forget(&mut self, root: Box<Root<W>>) {
+        for open in &root.open {
+            self.append(self.finished(&root, open.message()));
+        }
+        for &stored in &root.stored_finals {
+            self.append(self.stored_final(&root, stored, Vec::new()).finished());
         }
     }
 
@@ -181,6 +195,7 @@ impl<W> Core<W> {
         for message in lost.iter().map(Open::message) {
             self.append(self.finished(&root, message));
         }
+        root.ended = true;
         self.roots.insert(id, root);
         self.after(now, After::End { root: id });
     }

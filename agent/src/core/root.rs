@@ -24,6 +24,8 @@ pub(super) struct Root<W> {
     pub waiters: Vec<Waiter<W>>,
     /// Somebody may come back for the answer: it is stored, and told only once it is durable.
     pub keep: bool,
+    /// It was accepted, by this agent or on the global bus; otherwise it may be forgotten.
+    pub promised: bool,
     pub partition: u32,
     pub deadline_ms: u64,
     pub content_type: Arc<str>,
@@ -32,6 +34,8 @@ pub(super) struct Root<W> {
     pub trace: Option<Box<Trace>>,
     /// The answer, once it is known; the root stays until nothing is open and that is durable.
     pub answer: Option<Arc<Answer>>,
+    /// Nothing is open and the answer is known: whatever is heard now is told again.
+    pub ended: bool,
 }
 
 /// Which message it is and whom it is for.
@@ -97,6 +101,7 @@ impl<W> Root<W> {
             failure: None,
             waiters: Vec::new(),
             keep: true,
+            promised: true,
             partition,
             deadline_ms,
             content_type: Arc::default(),
@@ -104,6 +109,7 @@ impl<W> Root<W> {
             attributes: Arc::default(),
             trace: None,
             answer: None,
+            ended: false,
         }
     }
 

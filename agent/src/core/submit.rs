@@ -108,6 +108,7 @@ impl<W> Core<W> {
             deadline_ms,
         };
         root.waiters.push(waiter);
+        root.promised = true;
         self.deadlines.push_back((deadline_ms, id));
         match submit.wait {
             // Its record was appended before: it is durable once everything up to now is.

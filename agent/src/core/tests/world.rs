@@ -275,6 +275,7 @@ impl World {
                 moved |= self.handle(grain) | self.read(grain);
             }
             moved |= self.acknowledge(3);
+            moved |= self.core.has_backlog();
             self.core.retry_full();
             self.carry_out();
             if !moved {

@@ -10,11 +10,13 @@ pub mod broker;
 pub mod clock;
 pub mod error;
 pub mod figures;
+pub mod http;
 #[cfg(feature = "kafka")]
 pub mod kafka;
 #[cfg(not(feature = "kafka"))]
 #[path = "kafka_missing.rs"]
 pub mod kafka;
+pub mod load;
 pub mod machine;
 pub mod pair;
 pub mod paper;

@@ -13,7 +13,7 @@ use crate::error::BenchError;
 use crate::kafka;
 use crate::pair::{self, Peer};
 use crate::paper;
-use crate::probes::wake::{Bell, SETTLE, one_way};
+use crate::probes::wake::{Bell, Cores, SETTLE, one_way};
 use crate::python::Python;
 use crate::raw::SharedWords;
 use crate::report::Unit;
@@ -50,6 +50,7 @@ const SUBSTITUTIONS: [&str; 4] = [
 
 fn measure(setting: &Setting<'_>) -> Result<Parts, BenchError> {
     let cpus = two_cpus()?;
+    let cores = Cores::Pinned(cpus);
     let wakes = setting.profile.samples(300);
     let mut parts = Parts::default();
     parts.substitutions.extend(SUBSTITUTIONS.map(str::to_owned));
@@ -62,9 +63,9 @@ fn measure(setting: &Setting<'_>) -> Result<Parts, BenchError> {
         local_one_way(cpus, n, Consumer::Asleep)
     });
     let futex = plan.case("futex wake", "floor", wakes, |n| {
-        one_way(Bell::Futex, cpus, n)
+        one_way(Bell::Futex, cores, n)
     });
-    let pipe = plan.case("pipe", "floor", wakes, |n| one_way(Bell::Pipe, cpus, n));
+    let pipe = plan.case("pipe", "floor", wakes, |n| one_way(Bell::Pipe, cores, n));
     plan.near_block(&[pipe, futex, parked]);
     plan.ratio("5b.parked_over_futex.rust", parked, futex);
     match &broker {

@@ -105,21 +105,46 @@ impl Ends {
     }
 }
 
-/// Latencies of `count` wake-ups from `cpus[0]` to `cpus[1]` (which may be the same), after ten
-/// that are not counted.
+/// Where the two processes run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cores {
+    /// Producer and sleeper pinned; on two cores the producer stays awake, as a busy one does.
+    Pinned([usize; 2]),
+    /// Wherever the scheduler puts them, and both asleep between two messages: how grains live.
+    Anywhere,
+}
+
+impl Cores {
+    /// Whether the producer sleeps between two messages: on one core the sleeper runs only then.
+    fn producer_sleeps(self) -> bool {
+        match self {
+            Cores::Pinned([producer, sleeper]) => producer == sleeper,
+            Cores::Anywhere => true,
+        }
+    }
+
+    fn pin(self, side: usize) -> Result<(), BenchError> {
+        match self {
+            Cores::Pinned(cpus) => pin(cpus[side]),
+            Cores::Anywhere => Ok(()),
+        }
+    }
+}
+
+/// Latencies of `count` wake-ups, after ten that are not counted.
 ///
 /// # Errors
 /// If a CPU cannot be used, the kernel refuses a part, or the sleeper dies or stays silent.
-pub fn one_way(bell: Bell, cpus: [usize; 2], count: usize) -> Result<Samples, BenchError> {
+pub fn one_way(bell: Bell, cores: Cores, count: usize) -> Result<Samples, BenchError> {
     const COLD: usize = 10;
     let turns = count + COLD;
     let everywhere = usable_cpus();
     let shared = SharedWords::new(3)?;
     let latencies = SharedWords::packed(turns)?;
     let ends = Ends::new(bell)?;
-    let sleeper = fork(|| sleeper(&ends, &shared, &latencies, turns, cpus[1]))?;
-    pin(cpus[0])?;
-    let rung = ring_all(&ends, &shared, turns, cpus[0] == cpus[1]);
+    let sleeper = fork(|| sleeper(&ends, &shared, &latencies, turns, cores))?;
+    cores.pin(0)?;
+    let rung = ring_all(&ends, &shared, turns, cores.producer_sleeps());
     unpin(&everywhere)?;
     rung?;
     match sleeper.wait()? {
@@ -140,13 +165,11 @@ fn ring_all(
     ends: &Ends,
     shared: &SharedWords,
     turns: usize,
-    same_core: bool,
+    sleeps: bool,
 ) -> Result<(), BenchError> {
     let mut message = [7_u8; MESSAGE_BYTES];
     for turn in 1..=turn_number(turns) {
-        // On one core the consumer runs only while we sleep; on two we stay awake, as a busy
-        // producer does.
-        if same_core {
+        if sleeps {
             std::thread::sleep(SETTLE);
         } else {
             spin_for(SETTLE);
@@ -156,7 +179,7 @@ fn ring_all(
         let acked = || shared.futex(ACKED).load(Ordering::Acquire) == turn;
         spin_until("the sleeper", || {
             let done = acked();
-            if !done && same_core {
+            if !done && sleeps {
                 std::thread::sleep(SETTLE);
             }
             done
@@ -170,10 +193,10 @@ fn sleeper(
     shared: &SharedWords,
     latencies: &SharedWords,
     turns: usize,
-    cpu: usize,
+    cores: Cores,
 ) -> i32 {
     die_with_parent();
-    if pin(cpu).is_err() {
+    if cores.pin(1).is_err() {
         return 1;
     }
     let mut message = [0_u8; MESSAGE_BYTES];

@@ -3,7 +3,7 @@
 //!
 //! [`GlobalBus`] is what the agent knows. Two things implement it and pass the same
 //! [`conformance`] suite: [`EmbeddedBus`], a durable log on the local disk that needs no server,
-//! and a real Apache Kafka (feature `kafka`).
+//! and `KafkaBus` (feature `kafka`), a real Apache Kafka.
 //!
 //! The crate has threads of its own but no async runtime: nothing here blocks the caller, except
 //! where the documentation says so.
@@ -14,6 +14,8 @@ mod codec;
 pub mod conformance;
 mod embedded;
 mod fold;
+#[cfg(feature = "kafka")]
+mod kafka;
 mod record;
 mod shared;
 mod window;
@@ -24,4 +26,6 @@ pub use bus::{
 };
 pub use codec::{DecodeError, RECORD_VERSION};
 pub use embedded::{Cut, EmbeddedBus, EmbeddedOptions, OpenError, OpenReport};
+#[cfg(feature = "kafka")]
+pub use kafka::{ConnectError, KafkaBus, KafkaOptions};
 pub use record::{Flag, InvalidRecord, ObjectRef, Payload, RESULTS, Record, ReplyTo, check_name};

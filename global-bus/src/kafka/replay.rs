@@ -1,0 +1,202 @@
+//! Reading an application's topics from their marks to their ends, and folding them.
+
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Instant;
+
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::KafkaError;
+use rdkafka::message::{BorrowedMessage, Message};
+use rdkafka::{Offset, TopicPartitionList};
+
+use super::KafkaOptions;
+use super::client::{Quiet, base_config, with_settings};
+use super::mapping;
+use super::tracker::Tracker;
+use crate::bus::{ReplayError, Replayed};
+use crate::codec::Head;
+use crate::fold::{Fold, now_unix_ms};
+use crate::record::Record;
+
+/// What a replay has read.
+pub(super) struct Found {
+    fold: Fold<Record>,
+    pub(super) tracker: Tracker,
+}
+
+impl Found {
+    /// Calls the visitor with what is not finished.
+    pub(super) fn hand_out(&self, app: &str, visitor: &mut dyn FnMut(Record)) -> Replayed {
+        let mut replayed = Replayed {
+            fenced: self.fold.fenced(app),
+            ..Replayed::default()
+        };
+        for live in self.fold.unfinished(app, now_unix_ms()) {
+            let count = if live.is_result {
+                &mut replayed.results
+            } else {
+                &mut replayed.messages
+            };
+            *count += 1;
+            visitor(live.location.clone());
+        }
+        replayed
+    }
+}
+
+/// Reads all topics of `app`.
+pub(super) fn read(options: &KafkaOptions, app: &str) -> Result<Found, ReplayError> {
+    let mut config = base_config(options);
+    config
+        .set("group.id", "sandpipe-replay")
+        .set("enable.auto.commit", "false")
+        .set("enable.partition.eof", "true")
+        .set("auto.offset.reset", "error")
+        .set("isolation.level", "read_committed")
+        .set("check.crcs", "true")
+        .set("fetch.wait.max.ms", "100");
+    let config = with_settings(config, options);
+    let consumer = config.create_with_context(Quiet);
+    let mut reader = Reader {
+        consumer: consumer.map_err(|error| failed(app, &error))?,
+        options,
+        app,
+        found: Found {
+            fold: Fold::new(),
+            tracker: Tracker::new(),
+        },
+    };
+    for (topic, partitions) in reader.topics()? {
+        // One topic at a time: the event that a partition has ended does not name its topic.
+        reader.read_topic(&topic, partitions)?;
+    }
+    Ok(reader.found)
+}
+
+struct Reader<'a> {
+    consumer: BaseConsumer<Quiet>,
+    options: &'a KafkaOptions,
+    app: &'a str,
+    found: Found,
+}
+
+impl Reader<'_> {
+    /// The topics of the application, each with its number of partitions.
+    fn topics(&self) -> Result<Vec<(String, i32)>, ReplayError> {
+        let metadata = self
+            .consumer
+            .fetch_metadata(None, self.options.connect_timeout)
+            .map_err(|error| failed(self.app, &error))?;
+        let is_ours = |name: &str| {
+            name.split_once('.')
+                .is_some_and(|(app, grain)| app == self.app && !grain.contains('.'))
+        };
+        Ok(metadata
+            .topics()
+            .iter()
+            .filter(|topic| is_ours(topic.name()))
+            .map(|topic| {
+                let partitions = i32::try_from(topic.partitions().len()).unwrap_or(i32::MAX);
+                (topic.name().to_owned(), partitions)
+            })
+            .collect())
+    }
+
+    fn read_topic(&mut self, topic: &str, partitions: i32) -> Result<(), ReplayError> {
+        let mut assignment = TopicPartitionList::new();
+        // The partitions not read to their ends, each with its end.
+        let mut ends: HashMap<i32, i64> = HashMap::new();
+        for partition in 0..partitions {
+            let timeout = self.options.connect_timeout;
+            let (low, high) = self
+                .consumer
+                .fetch_watermarks(topic, partition, timeout)
+                .map_err(|error| failed(self.app, &error))?;
+            self.saw(topic, partition, high);
+            if low < high {
+                ends.insert(partition, high);
+                assignment
+                    .add_partition_offset(topic, partition, Offset::Offset(low))
+                    .map_err(|error| failed(self.app, &error))?;
+            }
+        }
+        if ends.is_empty() {
+            return Ok(());
+        }
+        self.consumer
+            .assign(&assignment)
+            .map_err(|error| failed(self.app, &error))?;
+        let mut progress = Instant::now();
+        while !ends.is_empty() {
+            let polled = self.consumer.poll(self.options.connect_timeout);
+            match polled {
+                Some(Ok(message)) => {
+                    progress = Instant::now();
+                    let (partition, offset) = (message.partition(), message.offset());
+                    let end = ends.get(&partition).copied().unwrap_or(0);
+                    if offset < end {
+                        fold(&mut self.found, &message)?;
+                    }
+                    if offset + 1 >= end {
+                        ends.remove(&partition);
+                    }
+                }
+                Some(Err(KafkaError::PartitionEOF(partition))) => {
+                    ends.remove(&partition);
+                }
+                Some(Err(error)) if progress.elapsed() > self.options.connect_timeout => {
+                    return Err(failed(self.app, &error));
+                }
+                Some(Err(error)) => tracing::debug!(%error, topic, "replay goes on"),
+                None if progress.elapsed() > self.options.connect_timeout => {
+                    let waited = self.options.connect_timeout;
+                    return Err(ReplayError::Failed {
+                        app: self.app.to_owned(),
+                        reason: format!("{topic}: no record within {waited:?}; is Kafka up?"),
+                    });
+                }
+                None => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// All records of the topic partition below `end` are going to be read.
+    fn saw(&mut self, topic: &str, partition: i32, end: i64) {
+        let grain = topic.split_once('.').map_or("", |(_, grain)| grain);
+        if let (Ok(partition), Ok(end)) = (u32::try_from(partition), u64::try_from(end)) {
+            self.found
+                .tracker
+                .seen
+                .insert((grain.into(), partition), end);
+        }
+    }
+}
+
+fn fold(found: &mut Found, message: &BorrowedMessage<'_>) -> Result<(), ReplayError> {
+    // rdkafka panics on a header name that is no UTF-8, and anyone may have written this one.
+    let record = catch_unwind(AssertUnwindSafe(|| mapping::record(message)))
+        .unwrap_or(Err(mapping::MappingError::Field("header names")))
+        .map_err(|error| ReplayError::Unreadable {
+            place: format!(
+                "{} partition {} offset {}",
+                message.topic(),
+                message.partition(),
+                message.offset()
+            ),
+            reason: error.to_string(),
+        })?;
+    let position = u64::try_from(message.offset()).unwrap_or(0);
+    let head = Head::of(&record);
+    found.tracker.fold.apply(&head, position, (), |()| {});
+    let kept = record.clone();
+    found.fold.apply(&head, position, kept, drop);
+    Ok(())
+}
+
+fn failed(app: &str, error: &KafkaError) -> ReplayError {
+    ReplayError::Failed {
+        app: app.to_owned(),
+        reason: format!("{error}; check that Kafka is up and try again"),
+    }
+}

@@ -14,7 +14,7 @@ use crate::lane::{LaneReader, LaneWriter};
 use crate::memory::Memory;
 use crate::message::Body;
 use crate::receive::Receiver;
-use crate::sync::Ordering;
+use crate::sync::{AtomicU64, Ordering};
 use crate::topology::{FamilyIndex, FamilyLayout, IncomingLane, SlotIndex, Topology};
 
 /// The local bus as one family sees it.
@@ -26,6 +26,7 @@ pub struct Bus<M> {
     /// By family index; the own one is writable, a missing one is not mapped yet.
     segments: Vec<Option<M>>,
     hints: M,
+    epoch: u64,
 }
 
 /// Why a payload could not be read.
@@ -63,6 +64,8 @@ impl<M: Memory> Bus<M> {
             own.len() >= layouts[family.index()].bytes,
             "the own segment is too short"
         );
+        let epoch = own.word(offset_of!(FamilyHeader, attach_epoch));
+        let epoch = epoch.load(Ordering::Relaxed);
         let mut segments = vec![None; families];
         segments[family.index()] = Some(own);
         let (topology, layouts) = (Arc::new(topology), Arc::new(layouts));
@@ -72,6 +75,7 @@ impl<M: Memory> Bus<M> {
             family,
             segments,
             hints,
+            epoch,
         }
     }
 
@@ -175,12 +179,16 @@ impl<M: Memory> Bus<M> {
     }
 
     pub(crate) fn holders(&self) -> Vec<Holder<M>> {
-        let targets = self.topology.family(self.family).targets.iter();
+        self.holders_of(self.family)
+    }
+
+    /// The consumers of a family's messages.
+    pub(crate) fn holders_of(&self, family: FamilyIndex) -> Vec<Holder<M>> {
         let holder = |queue: FamilyIndex| {
             let lanes = &self.layouts[queue.index()].lanes;
             let first_lane = lanes
                 .iter()
-                .position(|lane| lane.source == self.family)
+                .position(|lane| lane.source == family)
                 .expect("the topology gives each target a lane");
             let segment = self.segments[queue.index()].clone();
             Holder {
@@ -190,6 +198,7 @@ impl<M: Memory> Bus<M> {
                 first_lane,
             }
         };
+        let targets = self.topology.family(family).targets.iter();
         targets.map(|target| holder(target.queue)).collect()
     }
 
@@ -273,22 +282,30 @@ impl<M: Memory> Bus<M> {
             .load(Ordering::Relaxed)
     }
 
-    /// How often this family's worker has mapped a peer anew.
+    /// Whether the family's worker has mapped a peer anew since this process was forked: an idle
+    /// instance that is stale retires, and another is forked from the worker. One load.
     #[must_use]
-    pub fn attach_epoch(&self) -> u64 {
-        let word = self
-            .own_memory()
-            .word(offset_of!(FamilyHeader, attach_epoch));
-        word.load(Ordering::Acquire)
+    pub fn is_stale(&self) -> bool {
+        // SYNC(attach): Acquire pairs with the worker's Release.
+        self.shared_epoch().load(Ordering::Acquire) != self.epoch
     }
 
-    /// After [`Bus::set_peer`] in the worker: instances forked before retire when they are idle.
-    pub fn bump_attach_epoch(&self) {
-        let word = self
-            .own_memory()
-            .word(offset_of!(FamilyHeader, attach_epoch));
-        // SYNC(attach): Release pairs with the instances' Acquire in `attach_epoch`.
-        word.fetch_add(1, Ordering::Release);
+    /// The attach epoch under which this process maps its peers. Process-local on purpose: a child
+    /// that starts late must not take the shared word's newer value for its own.
+    pub(crate) fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// After [`Bus::set_peer`] in the worker: instances forked before are stale from now on.
+    pub fn bump_attach_epoch(&mut self) {
+        self.epoch = self.shared_epoch().load(Ordering::Relaxed) + 1;
+        // SYNC(attach): Release pairs with the instances' Acquire in `is_stale`.
+        self.shared_epoch().store(self.epoch, Ordering::Release);
+    }
+
+    fn shared_epoch(&self) -> &AtomicU64 {
+        self.own_memory()
+            .word(offset_of!(FamilyHeader, attach_epoch))
     }
 
     /// Wakes everybody whom a recovered slot may have owed a wake: its targets and its family.

@@ -204,19 +204,22 @@ impl<M: Memory> Pool<M> {
 
     fn take_released(&self, chunk: u32, holders: &[Holder<M>]) -> bool {
         let state = self.state(chunk);
-        if state.phase != PHASE_PUBLISHED {
-            return false;
-        }
+        state.phase == PHASE_PUBLISHED
+            && !self.is_held(chunk, state, holders)
+            && self.take(chunk, state)
+    }
+
+    /// Whether any of the lane slots that name a published chunk is still held.
+    fn is_held(&self, chunk: u32, state: State, holders: &[Holder<M>]) -> bool {
         let at = self.layout().descriptor_at(chunk);
         let count = self.word(at + offset_of!(ChunkDescriptor, count));
-        let held = (0..count.min(ITEMS_MAX as u64) as usize).any(|index| {
+        (0..count.min(ITEMS_MAX as u64) as usize).any(|index| {
             let word = self.word(at + offset_of!(ChunkDescriptor, holder) + index * 8);
             let (target, position) = split_item(word);
             holders
                 .get(target)
                 .is_some_and(|holder| holder.holds(state.slot, position))
-        });
-        !held && self.take(chunk, state)
+        })
     }
 
     /// The generation makes the exchange fail if the chunk was taken and published since.
@@ -227,15 +230,14 @@ impl<M: Memory> Pool<M> {
             slot: self.slot,
             phase: PHASE_LOANED,
         };
-        let at = self.layout().descriptor_at(chunk) + offset_of!(ChunkDescriptor, state);
-        let word = self.own.word(at);
-        word.compare_exchange(
-            seen.to_word(),
-            loaned.to_word(),
-            Ordering::AcqRel,
-            Ordering::Relaxed,
-        )
-        .is_ok()
+        let at = self.layout().descriptor_at(chunk);
+        let word = self.own.word(at + offset_of!(ChunkDescriptor, state));
+        let (seen, loaned) = (seen.to_word(), loaned.to_word());
+        let taken = word.compare_exchange(seen, loaned, Ordering::AcqRel, Ordering::Relaxed);
+        if taken.is_ok() {
+            self.store(at + offset_of!(ChunkDescriptor, commit_seq), 0);
+        }
+        taken.is_ok()
     }
 
     /// Names a lane slot as a holder, for the commit `seq` that is being staged.
@@ -292,18 +294,18 @@ impl<M: Memory> Pool<M> {
         freed
     }
 
-    /// Chunks that are not free and not yet released, by phase: (loaned, published).
+    /// Chunks that are (on loan, published and still held by somebody). Changes nothing.
     pub(crate) fn in_use(&self, holders: &[Holder<M>]) -> (usize, usize) {
-        let (mut loaned, mut published) = (0, 0);
+        let (mut loaned, mut held) = (0, 0);
         for chunk in 0..self.layout().chunk_count() {
-            match self.state(chunk).phase {
+            let state = self.state(chunk);
+            match state.phase {
                 PHASE_LOANED => loaned += 1,
-                PHASE_PUBLISHED if !self.take_released(chunk, holders) => published += 1,
-                PHASE_PUBLISHED => self.give_back(chunk),
+                PHASE_PUBLISHED => held += usize::from(self.is_held(chunk, state, holders)),
                 _ => {}
             }
         }
-        (loaned, published)
+        (loaned, held)
     }
 
     fn state(&self, chunk: u32) -> State {

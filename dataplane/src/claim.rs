@@ -79,6 +79,8 @@ pub struct Claimer<M> {
     entries: Vec<usize>,
     started_at: usize,
     next_lane: usize,
+    /// The attach epoch under which this process mapped its peers.
+    epoch: u64,
 }
 
 #[derive(Debug)]
@@ -107,6 +109,7 @@ impl<M: Memory> Claimer<M> {
                 .collect(),
             started_at: state + offset_of!(SlotState, started_ns),
             next_lane: usize::from(slot.0),
+            epoch: bus.epoch(),
         }
     }
 
@@ -213,6 +216,9 @@ impl<M: Memory> Claimer<M> {
         let key = entry_key(lane, position);
         let message_at = entry + offset_of!(InFlightEntry, message);
         write_words(&self.own, message_at, &words);
+        self.own
+            .word(entry + offset_of!(InFlightEntry, epoch))
+            .store(self.epoch, Ordering::Relaxed);
         kill_point();
         // SYNC(key): Release: the entry holds the message before the head may pass it.
         self.own
@@ -288,11 +294,16 @@ impl<M: Memory> Claimer<M> {
         // Before the scan: an orphan that appears later sets the hint again.
         // SYNC(orphans): Acquire pairs with the recoverer's Release: its orphan is seen below.
         self.orphans().swap(0, Ordering::AcqRel);
+        let mut left = false;
         let entry = self.entries.iter().copied().find(|&at| {
             let word = self.owner(at).load(Ordering::Acquire);
             let (owner, attempt) = split_owner(word);
+            if owner != OWNER_ORPHAN {
+                return false;
+            }
+            left = true;
             let taken = owner_word(u64::from(self.slot.0) + 1, attempt);
-            owner == OWNER_ORPHAN && {
+            self.can_read(at) && {
                 self.own
                     .word(self.started_at)
                     .store(now_ns(), Ordering::Relaxed);
@@ -300,17 +311,30 @@ impl<M: Memory> Claimer<M> {
                     .compare_exchange(word, taken, Ordering::AcqRel, Ordering::Relaxed)
                     .is_ok()
             }
-        })?;
-        self.orphans().store(1, Ordering::Release); // there may be more
-        let key = self
-            .own
-            .word(entry + offset_of!(InFlightEntry, key))
-            .load(Ordering::Relaxed);
+        });
+        if left {
+            self.orphans().store(1, Ordering::Release); // there may be more
+        }
+        let entry = entry?;
+        let key = self.entry_word(entry, offset_of!(InFlightEntry, key));
         let message_at = entry + offset_of!(InFlightEntry, message);
         let words = read_words(&self.own, message_at);
         let (_, attempt) = split_owner(self.owner(entry).load(Ordering::Relaxed));
         let source = self.lanes.get((key >> 48) as usize)?.source;
         self.delivery(source, entry, key, &words, attempt)
+    }
+
+    /// Whether this process maps the publisher of an entry's message, and as newly as whoever took
+    /// it: an older mapping may lack the payload.
+    fn can_read(&self, entry: usize) -> bool {
+        let key = self.entry_word(entry, offset_of!(InFlightEntry, key));
+        let lane = self.lanes.get((key >> 48) as usize);
+        lane.is_some_and(|lane| lane.reader.is_some())
+            && self.entry_word(entry, offset_of!(InFlightEntry, epoch)) <= self.epoch
+    }
+
+    fn entry_word(&self, entry: usize, field: usize) -> u64 {
+        self.own.word(entry + field).load(Ordering::Relaxed)
     }
 
     /// After the acknowledgement: the slot is idle, and an adopted entry is free for others.

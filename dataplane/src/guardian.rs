@@ -46,7 +46,7 @@ pub enum Reaction<'g> {
     /// Send these bytes, then close: the participant cannot take part.
     Refuse(Vec<u8>),
     /// The family's segment is sealed: send [`Guardian::peers_message`] to it, and
-    /// [`Guardian::update_message`] about it to every other participant.
+    /// [`Guardian::update_message`] about it to those whom [`Guardian::others`] names.
     Sealed,
     /// The participant has mapped what it was sent last.
     Attached,
@@ -116,19 +116,30 @@ impl Guardian {
     /// Repairs a family's segment. Every process of the family is gone (waitid has said so): the
     /// caller made sure of it, since a living one would write on.
     pub fn repair_family(&mut self, family: FamilyIndex) -> Repair {
-        let Some(dead) = &self.families[family.index()] else {
+        let Some(bus) = self.view(family) else {
             return Repair::default();
         };
-        let hints = self.hints_mapping.clone();
-        let mut bus = Bus::new(self.topology.clone(), family, dead.mapping.clone(), hints);
+        let repair = recover_family(&bus);
+        bus.ring_after_recovery();
+        repair
+    }
+
+    /// The bus as `family` would see it; `None` before its first segment is made.
+    #[must_use]
+    pub fn view(&self, family: FamilyIndex) -> Option<Bus<Mapping>> {
+        let own = self.families[family.index()].as_ref()?.mapping.clone();
+        let mut bus = Bus::new(
+            self.topology.clone(),
+            family,
+            own,
+            self.hints_mapping.clone(),
+        );
         for (index, peer) in self.families.iter().enumerate() {
             if let (Some(peer), true) = (peer, index != family.index()) {
                 bus.set_peer(FamilyIndex(index as u16), peer.mapping.clone());
             }
         }
-        let repair = recover_family(&bus);
-        bus.ring_after_recovery();
-        repair
+        Some(bus)
     }
 
     /// What to do about a message of the process that is, or wants to be, `family`.
@@ -228,6 +239,17 @@ impl Guardian {
         (AttachMessage::Peers(peers).encode(), fds)
     }
 
+    /// Whom to tell of a family's new segment: every other family that is past its own handshake.
+    /// One that is still in it must not be told: it expects its own segment first, and gets all
+    /// peers at the end.
+    pub fn others(&self, family: FamilyIndex) -> impl Iterator<Item = FamilyIndex> {
+        let sealed = move |&(index, other): &(usize, &Option<Family>)| {
+            index != family.index() && other.as_ref().is_some_and(|other| other.sealed)
+        };
+        let families = self.families.iter().enumerate().filter(sealed);
+        families.map(|(index, _)| FamilyIndex(index as u16))
+    }
+
     /// Wakes everybody who is parked on any bell: after a restart, so that idle instances see it.
     pub fn ring_everybody(&self) {
         for family in 0..self.families.len() {
@@ -244,7 +266,6 @@ fn write_header(mapping: &Mapping, family: FamilyIndex, epoch: u64) {
     put(offset_of!(FamilyHeader, family), u64::from(family.0));
     put(offset_of!(FamilyHeader, epoch), epoch);
     put(offset_of!(FamilyHeader, length), mapping.len() as u64);
-    put(offset_of!(FamilyHeader, attach_epoch), 0);
     put(offset_of!(FamilyHeader, magic), MAGIC);
 }
 

@@ -118,6 +118,12 @@ impl<M: Memory> Instance<M> {
         self.slot
     }
 
+    /// How many commits of this slot have become facts, over all its holders.
+    #[must_use]
+    pub fn commits(&self) -> u64 {
+        self.sequence
+    }
+
     /// Takes a chunk for a payload of `len` bytes: a few loads and one locked exchange, no system
     /// call, does not block. If the caller dies, recovery of its slot gives the chunk back.
     ///

@@ -10,6 +10,7 @@
 //! The crate knows no runtime, no Kafka and no eBPF.
 #![deny(unsafe_code)]
 
+mod audit;
 mod bell;
 mod bus;
 mod chunk;
@@ -45,6 +46,7 @@ mod tests;
 
 pub use sandpipe_abi::{MessageId, layout};
 
+pub use crate::audit::Audit;
 pub use crate::bell::{Bell, PARK_MAX, Parking};
 pub use crate::bus::{Bus, PayloadError};
 pub use crate::chunk::{Loan, LoanError};

@@ -176,19 +176,17 @@ fn return_claims<M: Memory>(bus: &Bus<M>, slot: SlotIndex) -> usize {
 fn orphan_entries<M: Memory>(bus: &Bus<M>, slot: SlotIndex) -> usize {
     let own = bus.own_memory();
     let layout = bus.own_layout();
-    let mut orphaned = 0;
+    let (mut orphaned, mut any) = (0, false);
     for entry in 0..layout.entries {
         let at = layout.entry_at(entry);
         let word = own.word(at + offset_of!(InFlightEntry, owner));
         let (owner, attempt) = split_owner(word.load(Ordering::Acquire));
+        any |= owner == OWNER_ORPHAN;
         if owner != u64::from(slot.0) + 1 {
             continue;
         }
-        let holds = own
-            .word(at + offset_of!(InFlightEntry, key))
-            .load(Ordering::Relaxed)
-            != 0;
-        if holds {
+        let key = own.word(at + offset_of!(InFlightEntry, key));
+        if key.load(Ordering::Relaxed) != 0 {
             orphaned += 1;
             // Owner and attempt change in one store: a second recovery does not count twice.
             word.store(owner_word(OWNER_ORPHAN, attempt + 1), Ordering::Release);
@@ -196,7 +194,8 @@ fn orphan_entries<M: Memory>(bus: &Bus<M>, slot: SlotIndex) -> usize {
             word.store(0, Ordering::Release);
         }
     }
-    if orphaned != 0 {
+    // Also for an older orphan: the dead one may have taken the hint and not yet the orphan.
+    if any || orphaned != 0 {
         // SYNC(orphans): Release: whoever sees the hint sees the orphan.
         own.word(offset_of!(FamilyHeader, orphans))
             .store(1, Ordering::Release);

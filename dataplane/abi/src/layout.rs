@@ -137,7 +137,10 @@ pub struct InFlightEntry {
     pub key: u64,
     /// Owner: slot + 1 in the low 16 bits ([`OWNER_ORPHAN`]: nobody), attempt in the next 16.
     pub owner: u64,
-    _line0: [u64; 6],
+    /// The family's attach epoch when the message was taken: who adopts it must have mapped the
+    /// publisher at least as newly.
+    pub epoch: u64,
+    _line0: [u64; 5],
     /// The message as it lay in the lane, without its stamp.
     pub message: [u64; 15],
     _rest: u64,
@@ -211,6 +214,7 @@ pub const fn layout_hash() -> u64 {
         offset_of!(LaneHead, cursor),
         size_of::<LaneHead>(),
         offset_of!(InFlightEntry, message),
+        offset_of!(InFlightEntry, epoch),
         size_of::<InFlightEntry>(),
         offset_of!(LaneSlot, meta),
         size_of::<LaneSlot>(),

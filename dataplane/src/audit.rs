@@ -1,0 +1,78 @@
+//! Counts what a family holds, without stopping anything: for status and for the kill tests.
+
+use core::mem::offset_of;
+
+use sandpipe_abi::MessageId;
+use sandpipe_abi::layout::{InFlightEntry, OWNER_ORPHAN};
+
+use crate::bus::Bus;
+use crate::chunk::Pool;
+use crate::claim::{Claim, split_owner};
+use crate::lane::claim_at;
+use crate::memory::Memory;
+use crate::message::{Message, read_words};
+use crate::sync::Ordering;
+use crate::topology::{FamilyIndex, SlotIndex};
+
+/// What one family holds at the moment. Exact while the family rests, a snapshot otherwise.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Audit {
+    /// Messages that lie in the family's incoming lanes and are not taken.
+    pub queued: Vec<MessageId>,
+    /// Messages that were taken and are not acknowledged.
+    pub in_flight: Vec<MessageId>,
+    /// How many of those have no owner.
+    pub orphans: usize,
+    /// Chunks on loan.
+    pub chunks_loaned: usize,
+    /// Chunks that some consumer still holds.
+    pub chunks_published: usize,
+}
+
+impl<M: Memory> Bus<M> {
+    /// Counts what `family` holds; what is not mapped holds nothing. Reads only; no system call.
+    #[must_use]
+    pub fn audit(&self, family: FamilyIndex) -> Audit {
+        let mut audit = Audit::default();
+        let Some(segment) = self.segment(family) else {
+            return audit;
+        };
+        let layout = &self.layouts()[family.index()];
+        for lane in &layout.lanes {
+            let Some(reader) = self.lane_reader(lane) else {
+                continue;
+            };
+            let head = segment.word(lane.head_at).load(Ordering::Acquire);
+            for position in head..head + reader.lane_slots() {
+                let claim = segment.word(claim_at(lane.head_at, reader.mask(), position));
+                let claim = Claim::from_word(claim.load(Ordering::Acquire));
+                let claimed = claim.position_after == position + 1;
+                if claimed && claim.copied {
+                    continue;
+                }
+                if !reader.is_visible(position) {
+                    break;
+                }
+                audit.queued.extend(id_of(&reader.read(position)));
+            }
+        }
+        for entry in 0..layout.entries {
+            let at = layout.entry_at(entry);
+            let word = |field: usize| segment.word(at + field).load(Ordering::Acquire);
+            if word(offset_of!(InFlightEntry, key)) == 0 {
+                continue;
+            }
+            let words = read_words(segment, at + offset_of!(InFlightEntry, message));
+            audit.in_flight.extend(id_of(&words));
+            let (owner, _) = split_owner(word(offset_of!(InFlightEntry, owner)));
+            audit.orphans += usize::from(owner == OWNER_ORPHAN);
+        }
+        let pool = Pool::new(segment.clone(), self.layouts(), family, SlotIndex(0));
+        (audit.chunks_loaned, audit.chunks_published) = pool.in_use(&self.holders_of(family));
+        audit
+    }
+}
+
+fn id_of(words: &[u64; 15]) -> Option<MessageId> {
+    Message::from_words(words).map(|message| message.header.id)
+}

@@ -1,8 +1,10 @@
 //! The host agent: joins an application's local bus to the global bus and serves its front door.
 //!
+//! - [`bridge`] is the thread between the two buses.
 //! - [`config`] reads `app.toml`.
 //! - [`core`] is the protocol, without I/O and clock.
 #![forbid(unsafe_code)]
 
+pub mod bridge;
 pub mod config;
 pub mod core;

@@ -28,6 +28,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use sandpipe_abi::MessageId;
+use serde::{Deserialize, Serialize};
 
 use durable::After;
 use results::Results;
@@ -64,7 +65,7 @@ pub struct Workflow {
 }
 
 /// Counts since the start.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counters {
     /// Requests that became a message.
     pub accepted: u64,

@@ -1,0 +1,75 @@
+//! What the bus thread knows of a sandbox's local bus.
+
+use std::time::Duration;
+
+use crate::core::{Delivery, Local};
+
+/// The agent's side of one sandbox's local bus.
+pub trait LocalBus: Send {
+    /// Hands up to `limit` messages of `LQ(HA)` to `take`; how many there were. Never blocks.
+    fn poll(&mut self, limit: usize, take: &mut dyn FnMut(Local)) -> usize;
+
+    /// The message of that number need not be kept any longer. It leaves its lane once all before
+    /// it in the lane have been released too.
+    fn release(&mut self, number: u64);
+
+    /// Publishes into a grain's queue. Never blocks.
+    fn publish(&mut self, delivery: &Delivery) -> Publish;
+
+    /// Takes news of the guardian: workers that were made anew. Never blocks.
+    ///
+    /// # Errors
+    /// [`LocalError::Ended`] if the sandbox is gone or belongs to another agent now.
+    fn update(&mut self) -> Result<(), LocalError>;
+
+    /// Sleeps until a message comes, a ring, or `timeout`; not at all once `is_awaited` says that
+    /// something has come meanwhile.
+    fn park(&mut self, timeout: Duration, is_awaited: &dyn Fn() -> bool);
+
+    /// What wakes [`LocalBus::park`] from another thread.
+    fn ringer(&self) -> Box<dyn Fn() + Send + Sync>;
+}
+
+/// How publishing went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Publish {
+    /// It is in the queue.
+    Done,
+    /// No room for now; nothing happened.
+    Full,
+}
+
+/// Why a local bus cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LocalError {
+    /// The sandbox is gone.
+    #[error("the sandbox has ended: {0}")]
+    Ended(String),
+    /// A sandbox cannot be made.
+    #[error("{0}")]
+    NotMade(String),
+    /// Another agent has taken the sandbox over.
+    #[error("another agent has taken over the sandbox of {0}; this one stops")]
+    TakenOver(String),
+}
+
+/// Makes the sandbox, or adopts the one that lives. Blocks for some milliseconds.
+pub trait SandboxSource: Send {
+    /// A local bus to a living sandbox.
+    ///
+    /// # Errors
+    /// [`LocalError`] says why there is none, and what to do.
+    fn attach(&mut self) -> Result<Attached, LocalError>;
+
+    /// Ends the sandbox, if there is one, and removes what it leaves.
+    fn shut_down(&mut self, timeout: Duration);
+}
+
+/// A sandbox that this agent has now.
+pub struct Attached {
+    /// Its local bus.
+    pub local: Box<dyn LocalBus>,
+    /// It was made by an agent before this one.
+    pub adopted: bool,
+}

@@ -1,0 +1,19 @@
+//! Between the two buses: one thread an application reads `LQ(HA)`, drives the core, appends to
+//! the global bus and publishes into the grains' queues.
+
+mod appends;
+#[cfg(test)]
+pub(crate) mod fake;
+mod local;
+mod mailbox;
+mod sandbox_bus;
+mod status;
+#[cfg(test)]
+mod tests;
+mod thread;
+
+pub use local::{Attached, LocalBus, LocalError, Publish, SandboxSource};
+pub use mailbox::{Mailbox, Post, Waiter};
+pub use sandbox_bus::SandboxBus;
+pub use status::{AppStatus, GrainState};
+pub use thread::{BusThread, Settings};

@@ -1,0 +1,259 @@
+//! A [`LocalBus`] over the data plane: the agent as family 0 of a sandbox.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use sandpipe::attach::{AttachError, Participant};
+use sandpipe::{
+    Ack, Bell, Body, Bus, FailureCode, FamilyIndex, Instance, Kind, LoanError, Mapping,
+    MessageHeader, Payload, Place, Receiver, SlotIndex, StageError, TraceStamps,
+};
+
+use super::local::{LocalBus, LocalError, Publish};
+use crate::core::{Cause, Delivery, Local, News, Stamps};
+
+/// Payload bytes that travel in a lane slot.
+const INLINE_MAX: usize = sandpipe::layout::INLINE_MAX;
+
+/// The agent's attachment to one sandbox.
+pub struct SandboxBus {
+    participant: Participant,
+    bus: Bus<Mapping>,
+    receiver: Receiver<Mapping>,
+    instance: Instance<Mapping>,
+    bell: Bell<Mapping>,
+    /// Read and not yet given back, one queue a lane: position and whether it was released.
+    unreleased: Vec<VecDeque<Unreleased>>,
+    /// Which lane a number was read from; the first entry is that of `first_number`.
+    lanes_of: VecDeque<usize>,
+    first_number: u64,
+}
+
+#[derive(Debug)]
+struct Unreleased {
+    number: u64,
+    position: u64,
+    released: bool,
+}
+
+impl SandboxBus {
+    /// Takes the agent's place in an attached sandbox.
+    #[must_use]
+    pub fn new(participant: Participant, bus: Bus<Mapping>) -> SandboxBus {
+        let lanes = bus.own_layout().lanes.len();
+        SandboxBus {
+            receiver: bus.receiver(),
+            instance: bus.instance(SlotIndex(0)),
+            bell: bus.bell(FamilyIndex::AGENT),
+            participant,
+            bus,
+            unreleased: (0..lanes).map(|_| VecDeque::new()).collect(),
+            lanes_of: VecDeque::new(),
+            first_number: 1,
+        }
+    }
+
+    fn stage(&mut self, delivery: &Delivery, header: &MessageHeader) -> Result<(), Refusal> {
+        let trace = TraceStamps::default();
+        let payload = delivery.payload.as_slice();
+        // A traced message needs a chunk on its way back only; inline is fine here.
+        if payload.len() <= INLINE_MAX {
+            let inline = Payload::Inline(payload);
+            return Ok(self.instance.stage(header.queue, header, inline, trace)?);
+        }
+        let loan = self.instance.loan(payload.len())?;
+        self.instance.write(&loan, 0, payload);
+        let staged = self
+            .instance
+            .stage(header.queue, header, Payload::Loaned(&loan), trace);
+        if staged.is_err() {
+            self.instance.discard();
+            self.instance.give_back(loan);
+        }
+        Ok(staged?)
+    }
+
+    /// Copies a message out of shared memory; `None` if it is none that an agent can use.
+    fn read(&self, delivery: &sandpipe::Delivery, number: u64) -> Option<Local> {
+        let message = &delivery.message;
+        let header = &message.header;
+        // The lane's owner is known for sure; what the header says is only its claim.
+        let from = delivery.source.index().checked_sub(1)?;
+        let news = match header.kind {
+            Kind::Event => News::Output {
+                grain: header.queue.index().checked_sub(1)?,
+            },
+            Kind::Final => News::Final,
+            Kind::Failed => News::Failed(cause(header.failure)),
+            _ => return None,
+        };
+        let stamps = match message.body {
+            Body::Chunk { trace, .. } if header.traced => Some(Stamps {
+                taken_ns: trace.taken_ns,
+                started_ns: trace.started_ns,
+                ended_ns: trace.ended_ns,
+                published_ns: trace.published_ns,
+            }),
+            _ => None,
+        };
+        let payload = match self.bus.payload(delivery) {
+            Ok(payload) => payload,
+            Err(error) => {
+                tracing::error!(from, id = %header.id, %error, "a message without its payload");
+                return None;
+            }
+        };
+        Some(Local {
+            number,
+            id: header.id,
+            root: header.root,
+            parent: header.parent,
+            from,
+            news,
+            last: header.last,
+            stamps,
+            payload,
+        })
+    }
+
+    fn keep(&mut self, place: Place) -> u64 {
+        let number = self.first_number + self.lanes_of.len() as u64;
+        self.lanes_of.push_back(place.lane);
+        self.unreleased[place.lane].push_back(Unreleased {
+            number,
+            position: place.position,
+            released: false,
+        });
+        number
+    }
+}
+
+impl LocalBus for SandboxBus {
+    fn poll(&mut self, limit: usize, take: &mut dyn FnMut(Local)) -> usize {
+        let mut taken = 0;
+        while taken < limit
+            && let Some((delivery, place)) = self.receiver.receive()
+        {
+            taken += 1;
+            let number = self.keep(place);
+            match self.read(&delivery, number) {
+                Some(local) => take(local),
+                None => self.release(number),
+            }
+        }
+        taken
+    }
+
+    fn release(&mut self, number: u64) {
+        let Some(index) = number.checked_sub(self.first_number) else {
+            return;
+        };
+        let Some(&lane) = usize::try_from(index)
+            .ok()
+            .and_then(|i| self.lanes_of.get(i))
+        else {
+            return;
+        };
+        let queue = &mut self.unreleased[lane];
+        if let Ok(found) = queue.binary_search_by_key(&number, |kept| kept.number) {
+            queue[found].released = true;
+        }
+        let mut last = None;
+        while queue.front().is_some_and(|kept| kept.released) {
+            last = queue.pop_front();
+        }
+        if let Some(Unreleased { position, .. }) = last {
+            self.receiver.acknowledge(Place { lane, position });
+        }
+        // Forget the numbers in front whose lanes hold them no longer.
+        while let Some(&lane) = self.lanes_of.front() {
+            let oldest = self.unreleased[lane].front();
+            if oldest.is_some_and(|kept| kept.number <= self.first_number) {
+                break;
+            }
+            self.lanes_of.pop_front();
+            self.first_number += 1;
+        }
+    }
+
+    fn publish(&mut self, delivery: &Delivery) -> Publish {
+        let queue = FamilyIndex(u16::try_from(delivery.grain + 1).expect("at most 31 grains"));
+        let mut header = MessageHeader::event(delivery.id, delivery.root, delivery.parent, queue);
+        header.traced = delivery.traced;
+        match self.stage(delivery, &header) {
+            Ok(()) => {
+                self.instance.commit(Ack::NOTHING);
+                Publish::Done
+            }
+            Err(Refusal::Full) => Publish::Full,
+            Err(Refusal::Never(why)) => {
+                // Sizes are checked at the door and the topology names every queue.
+                tracing::error!(id = %delivery.id, why, "a message that no lane takes");
+                Publish::Full
+            }
+        }
+    }
+
+    fn update(&mut self) -> Result<(), LocalError> {
+        match self.participant.update(&mut self.bus) {
+            Ok(false) => Ok(()),
+            Ok(true) => {
+                self.receiver.rebind(&self.bus);
+                // Made anew: the old one held the old segment of its consumer.
+                self.instance = self.bus.instance(SlotIndex(0));
+                Ok(())
+            }
+            Err(AttachError::Closed) => Err(LocalError::Ended("its init is gone".into())),
+            Err(error) => Err(LocalError::Ended(error.to_string())),
+        }
+    }
+
+    fn park(&mut self, timeout: Duration, is_awaited: &dyn Fn() -> bool) {
+        let parking = self.bell.prepare();
+        if is_awaited() || self.receiver.has_message() {
+            parking.cancel();
+        } else {
+            parking.sleep(timeout);
+        }
+    }
+
+    fn ringer(&self) -> Box<dyn Fn() + Send + Sync> {
+        let bell = self.bell.clone();
+        Box::new(move || bell.ring_all())
+    }
+}
+
+/// Why a message was not staged.
+enum Refusal {
+    Full,
+    Never(String),
+}
+
+impl From<StageError> for Refusal {
+    fn from(error: StageError) -> Refusal {
+        match error {
+            StageError::Full(_) => Refusal::Full,
+            other => Refusal::Never(other.to_string()),
+        }
+    }
+}
+
+impl From<LoanError> for Refusal {
+    fn from(error: LoanError) -> Refusal {
+        match error {
+            LoanError::Exhausted { .. } => Refusal::Full,
+            other => Refusal::Never(other.to_string()),
+        }
+    }
+}
+
+fn cause(code: FailureCode) -> Cause {
+    match code {
+        FailureCode::HandlerError => Cause::HandlerError,
+        FailureCode::Timeout => Cause::Timeout,
+        FailureCode::Crashed => Cause::Crashed,
+        FailureCode::PayloadTooLarge => Cause::PayloadTooLarge,
+        FailureCode::BadRoute => Cause::BadRoute,
+        _ => Cause::Other,
+    }
+}

@@ -1,0 +1,438 @@
+//! The bus thread's loop.
+
+use std::collections::{HashSet, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use sandpipe_abi::MessageId;
+use sandpipe_global_bus::{AppendError, GlobalBus, Health, ReplayError};
+use tokio::sync::oneshot;
+
+use super::appends::Appends;
+use super::local::{Attached, LocalBus, LocalError, Publish, SandboxSource};
+use super::mailbox::{Mailbox, Post, Waiter};
+use super::status::{AppStatus, GrainState};
+use crate::core::{Command, Core, Now, Reply, Workflow};
+
+/// Messages that are read before everything else gets its turn.
+const POLL_LIMIT: usize = 256;
+
+/// Looks at all sources in vain before the thread parks. Small: grains need the other core.
+const SPINS: u32 = 200;
+
+/// How often health is looked at, marks are committed and a missing sandbox is tried again.
+const HOUSEKEEPING: Duration = Duration::from_millis(100);
+const MARKS: Duration = Duration::from_secs(1);
+const RETRY: Duration = Duration::from_millis(500);
+
+/// The longest park: a bell may be lost with its ringer.
+const PARK: Duration = Duration::from_millis(50);
+
+/// How long open requests may take at the end.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// What a bus thread is made of.
+pub struct Settings {
+    /// The application.
+    pub workflow: Workflow,
+    /// Where its messages are backed up.
+    pub global: Box<dyn GlobalBus>,
+    /// Where its sandbox comes from.
+    pub sandbox: Box<dyn SandboxSource>,
+    /// How it is reached.
+    pub mailbox: Arc<Mailbox>,
+}
+
+/// One application's bus thread.
+pub struct BusThread {
+    core: Core<Waiter>,
+    app: Arc<str>,
+    backup: bool,
+    partitions: u32,
+    global: Box<dyn GlobalBus>,
+    source: Box<dyn SandboxSource>,
+    local: Option<Box<dyn LocalBus>>,
+    /// Why there is no local bus.
+    absent: Arc<str>,
+    mailbox: Arc<Mailbox>,
+    posts: VecDeque<Post>,
+    appends: Appends,
+    clock: Clock,
+    workers: Vec<GrainState>,
+    attachments: u64,
+    adopted: bool,
+    housekeeping: Instant,
+    marks: Instant,
+    retry: Instant,
+    stopping: Option<(Instant, oneshot::Sender<()>)>,
+    fenced: bool,
+}
+
+impl BusThread {
+    /// Recovers what the global bus holds of the application, and makes or adopts its sandbox.
+    /// A sandbox that cannot be made is tried again later; its requests get 503 with the reason.
+    ///
+    /// # Errors
+    /// The replay's.
+    pub fn new(settings: Settings) -> Result<BusThread, ReplayError> {
+        let Settings {
+            workflow,
+            mut global,
+            sandbox,
+            mailbox,
+        } = settings;
+        let waker = Arc::clone(&mailbox);
+        global.set_waker(Arc::new(move || waker.wake()));
+        let now = Instant::now();
+        let mut thread = BusThread {
+            app: Arc::clone(&workflow.app),
+            backup: workflow.backup,
+            partitions: workflow.partitions,
+            core: Core::new(workflow),
+            global,
+            source: sandbox,
+            local: None,
+            absent: "the sandbox is being made".into(),
+            mailbox,
+            posts: VecDeque::new(),
+            appends: Appends::default(),
+            clock: Clock::start(),
+            workers: Vec::new(),
+            attachments: 0,
+            adopted: false,
+            housekeeping: now,
+            marks: now,
+            retry: now,
+            stopping: None,
+            fenced: false,
+        };
+        thread.core.begin_recovery();
+        thread.replay()?;
+        thread.attach();
+        Ok(thread)
+    }
+
+    /// Runs until it is stopped, or until another agent takes the sandbox over.
+    pub fn run(mut self) {
+        let mut idle = 0;
+        while !self.is_done() {
+            if self.turn() {
+                idle = 0;
+            } else if idle < SPINS && self.local.is_some() {
+                idle += 1;
+                std::hint::spin_loop();
+            } else {
+                idle = 0;
+                self.park();
+            }
+        }
+        self.end();
+    }
+
+    /// Looks at everything once; whether anything was there.
+    fn turn(&mut self) -> bool {
+        let mut moved = self.take_posts();
+        moved |= self.read_local();
+        moved |= self.flush();
+        if let Some(number) = self.appends.acknowledged(&*self.global) {
+            self.core.durable(self.clock.now(), number);
+            self.carry_out();
+            moved = true;
+        }
+        let now = Instant::now();
+        if now >= self.housekeeping {
+            self.housekeeping = now + HOUSEKEEPING;
+            self.keep_house(now);
+        }
+        moved
+    }
+
+    fn take_posts(&mut self) -> bool {
+        self.mailbox.take_news();
+        let mut posts = std::mem::take(&mut self.posts);
+        self.mailbox.take(&mut posts);
+        let moved = !posts.is_empty();
+        for post in posts.drain(..) {
+            self.take_post(post);
+            self.carry_out();
+        }
+        self.posts = posts;
+        moved
+    }
+
+    fn take_post(&mut self, post: Post) {
+        match post {
+            Post::Submit(submit) => match self.not_ready() {
+                Some(reason) => {
+                    let _ = submit.waiter.send(Reply::Unavailable(reason));
+                }
+                None => self.core.submit(self.clock.now(), submit),
+            },
+            Post::Collect(id, waiter) => self.core.collect(id, waiter),
+            Post::Status(waiter) => {
+                let _ = waiter.send(self.status());
+            }
+            Post::Workers(states) => self.workers = states,
+            Post::Stop(done) => self.stopping = Some((Instant::now() + DRAIN, done)),
+        }
+    }
+
+    fn read_local(&mut self) -> bool {
+        if self.appends.is_congested() {
+            return false;
+        }
+        let Some(local) = &mut self.local else {
+            return false;
+        };
+        let (core, now) = (&mut self.core, self.clock.now());
+        let moved = local.poll(POLL_LIMIT, &mut |message| core.local(now, message)) > 0;
+        if moved || self.core.has_backlog() {
+            self.core.retry_full();
+            self.carry_out();
+        }
+        moved
+    }
+
+    /// Does what the core wants.
+    fn carry_out(&mut self) {
+        while let Some(command) = self.core.next_command() {
+            match command {
+                Command::Append { number, record } => self.appends.push(number, record),
+                Command::Publish(delivery) => {
+                    let published = match &mut self.local {
+                        Some(local) => local.publish(&delivery),
+                        None => Publish::Full,
+                    };
+                    match published {
+                        Publish::Done => self.core.published(self.clock.now(), delivery),
+                        Publish::Full => self.core.full(delivery),
+                    }
+                }
+                Command::Release(number) => {
+                    if let Some(local) = &mut self.local {
+                        local.release(number);
+                    }
+                }
+                // A client that hung up cancels only its waiting.
+                Command::Answer { waiter, reply } => drop(waiter.send(reply)),
+            }
+        }
+    }
+
+    fn flush(&mut self) -> bool {
+        match self.appends.flush(&mut *self.global) {
+            Ok(moved) => moved,
+            Err(AppendError::Invalid(error)) => {
+                for record in self.appends.take_invalid(&error, self.partitions) {
+                    tracing::error!(id = %record.id, %error, "a message cannot be backed up");
+                }
+                true
+            }
+            Err(error) => {
+                self.core.set_unavailable(Some(error.to_string().into()));
+                false
+            }
+        }
+    }
+
+    fn keep_house(&mut self, now: Instant) {
+        self.core.tick(self.clock.now());
+        self.carry_out();
+        if self.backup {
+            let unavailable = match self.global.health() {
+                Health::Healthy if self.appends.is_congested() => Some("the backup lags".into()),
+                Health::Healthy => None,
+                Health::Degraded { reason } | Health::Closed { reason } => Some(reason.into()),
+            };
+            self.core.set_unavailable(unavailable);
+        }
+        if now >= self.marks {
+            self.marks = now + MARKS;
+            if let Err(error) = self.global.commit_marks() {
+                tracing::warn!(%error, "marks were not committed");
+            }
+        }
+        if let Some(local) = &mut self.local
+            && let Err(error) = local.update()
+        {
+            self.lose_sandbox(&error);
+        }
+        if self.local.is_none() && now >= self.retry && !self.fenced {
+            self.recover_sandbox();
+        }
+    }
+
+    /// The sandbox is gone. What it still told lies in memory that this process maps.
+    fn lose_sandbox(&mut self, error: &LocalError) {
+        tracing::warn!(app = %self.app, %error, "the sandbox is gone");
+        while self.read_local() {}
+        self.local = None;
+        self.absent = error.to_string().into();
+        self.mailbox.set_ringer(None);
+    }
+
+    /// Everything in flight was in the sandbox: it is read back from the global bus.
+    fn recover_sandbox(&mut self) {
+        self.retry = Instant::now() + RETRY;
+        self.core.begin_recovery();
+        if self.backup && self.appends.flush(&mut *self.global).is_err() {
+            return;
+        }
+        if self.backup
+            && let Err(error) = self.global.flush(Instant::now() + RETRY)
+        {
+            self.absent = format!("messages cannot be recovered yet: {error}").into();
+            return;
+        }
+        if let Some(number) = self.appends.acknowledged(&*self.global) {
+            self.core.durable(self.clock.now(), number);
+            self.carry_out();
+        }
+        match self.replay() {
+            Ok(()) => self.attach(),
+            Err(error) => self.absent = error.to_string().into(),
+        }
+    }
+
+    fn replay(&mut self) -> Result<(), ReplayError> {
+        if self.backup {
+            let core = &mut self.core;
+            let found = self
+                .global
+                .replay(&self.app, &mut |record| core.recover(record))?;
+            if found.messages > 0 {
+                tracing::info!(app = %self.app, messages = found.messages, "recovered");
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes or adopts the sandbox, and ends the recovery that its attachment needs.
+    fn attach(&mut self) {
+        self.retry = Instant::now() + RETRY;
+        match self.source.attach() {
+            Ok(Attached { local, adopted }) => {
+                self.mailbox.set_ringer(Some(local.ringer()));
+                self.local = Some(local);
+                self.adopted |= adopted && self.attachments == 0;
+                self.attachments += 1;
+                while self.read_local() {}
+                // Nothing tells which messages live on in an adopted sandbox, so all are
+                // published again; their effects are folded by id.
+                let alive: HashSet<MessageId> = HashSet::new();
+                self.core.recovered(self.clock.now(), &alive);
+                self.carry_out();
+            }
+            Err(error) => {
+                tracing::error!(app = %self.app, %error, "no sandbox");
+                self.fenced = matches!(error, LocalError::TakenOver(_));
+                self.absent = error.to_string().into();
+            }
+        }
+    }
+
+    fn not_ready(&self) -> Option<Arc<str>> {
+        if self.stopping.is_some() {
+            return Some("the agent is stopping".into());
+        }
+        if self.local.is_none() {
+            return Some(Arc::clone(&self.absent));
+        }
+        let broken = self.workers.iter().find(|worker| worker.broken)?;
+        let trouble = broken.trouble.as_deref().unwrap_or("it does not run");
+        Some(format!("grain {}: {trouble}", broken.grain).into())
+    }
+
+    fn status(&self) -> AppStatus {
+        let window = self.global.window();
+        let mut not_ready = self.not_ready();
+        if not_ready.is_none() && self.workers.iter().any(|w| w.state != "running") {
+            not_ready = Some("a grain worker is starting".into());
+        }
+        if let (None, Health::Degraded { reason } | Health::Closed { reason }) =
+            (&not_ready, self.global.health())
+        {
+            not_ready = Some(reason.into());
+        }
+        AppStatus {
+            app: self.app.to_string(),
+            not_ready: not_ready.map(|reason| reason.to_string()),
+            grains: self.workers.clone(),
+            in_flight: self.core.in_flight(),
+            kept_results: self.core.kept_results(),
+            unbacked_messages: window.messages,
+            unbacked_bytes: window.bytes,
+            unbacked_age_ms: u64::try_from(window.oldest_age.as_millis()).unwrap_or(u64::MAX),
+            counters: self.core.counters(),
+            attachments: self.attachments,
+            adopted: self.adopted,
+        }
+    }
+
+    fn park(&mut self) {
+        if let Some(local) = &mut self.local
+            && let Err(error) = local.update()
+        {
+            return self.lose_sandbox(&error);
+        }
+        let timeout = if self.core.has_backlog() {
+            Duration::from_millis(1)
+        } else {
+            PARK
+        };
+        self.mailbox.announce();
+        match &mut self.local {
+            Some(local) => {
+                let mailbox = &self.mailbox;
+                local.park(timeout, &|| mailbox.is_awaited());
+            }
+            None => std::thread::sleep(Duration::from_millis(5)),
+        }
+        self.mailbox.awake();
+    }
+
+    fn is_done(&self) -> bool {
+        let Some((deadline, _)) = &self.stopping else {
+            return self.fenced;
+        };
+        self.core.is_idle() || self.local.is_none() || Instant::now() >= *deadline
+    }
+
+    fn end(mut self) {
+        if let Err(error) = self.global.close(Instant::now() + Duration::from_secs(5)) {
+            tracing::error!(app = %self.app, %error, "not everything is backed up");
+        }
+        self.mailbox.set_ringer(None);
+        self.local = None;
+        if let Some((_, done)) = self.stopping {
+            self.source.shut_down(Duration::from_secs(3));
+            let _ = done.send(());
+        }
+    }
+}
+
+/// One clock for deadlines and what is stored: it never runs backwards.
+struct Clock {
+    begin: Instant,
+    begin_unix_ms: u64,
+}
+
+impl Clock {
+    fn start() -> Clock {
+        let unix = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        Clock {
+            begin: Instant::now(),
+            begin_unix_ms: u64::try_from(unix.as_millis()).unwrap_or(u64::MAX),
+        }
+    }
+
+    fn now(&self) -> Now {
+        let elapsed = u64::try_from(self.begin.elapsed().as_millis()).unwrap_or(u64::MAX);
+        Now {
+            unix_ms: self.begin_unix_ms.saturating_add(elapsed),
+            mono_ns: sandpipe::monotonic_ns(),
+        }
+    }
+}

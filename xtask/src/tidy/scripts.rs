@@ -22,7 +22,7 @@ pub fn check(source: &Source, report: &mut Report) {
         );
     }
     let strict = source.text.lines().any(|line| line == "set -euo pipefail");
-    if source.is_bash() && !strict {
+    if started_by_hand && source.is_bash() && !strict {
         report.add(
             source,
             1,

@@ -3,8 +3,10 @@
 //! - [`bridge`] is the thread between the two buses.
 //! - [`config`] reads `app.toml`.
 //! - [`core`] is the protocol, without I/O and clock.
+//! - [`front_door`] is the HTTP entry.
 #![forbid(unsafe_code)]
 
 pub mod bridge;
 pub mod config;
 pub mod core;
+pub mod front_door;

@@ -1,0 +1,176 @@
+//! `/metrics` in the OpenMetrics text format.
+
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use axum::http::StatusCode;
+use prometheus_client::encoding::{EncodeLabelSet, text};
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
+
+use crate::bridge::AppStatus;
+
+/// Seconds; from a warm local chain to the default deadline.
+const BUCKETS: [f64; 14] = [
+    0.0001, 0.000_25, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.25, 1.0, 5.0, 15.0, 60.0,
+];
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct OfApp {
+    app: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct OfCode {
+    app: String,
+    code: u16,
+}
+
+/// What the front door counts itself; the rest comes from the bus threads at each scrape.
+#[derive(Debug)]
+pub struct Metrics {
+    requests: Family<OfCode, Counter>,
+    seconds: Family<OfApp, Histogram>,
+}
+
+impl Default for Metrics {
+    fn default() -> Metrics {
+        Metrics {
+            requests: Family::default(),
+            seconds: Family::new_with_constructor(|| Histogram::new(BUCKETS)),
+        }
+    }
+}
+
+impl Metrics {
+    /// Counts one answered request.
+    pub(super) fn request(&self, app: &str, status: StatusCode, took: Duration) {
+        let code = status.as_u16();
+        self.requests
+            .get_or_create(&OfCode {
+                app: app.into(),
+                code,
+            })
+            .inc();
+        self.seconds
+            .get_or_create(&OfApp { app: app.into() })
+            .observe(took.as_secs_f64());
+    }
+
+    /// All metrics as text.
+    pub(super) fn render(&self, apps: &[AppStatus]) -> String {
+        let mut registry = Registry::with_prefix("sandpipe");
+        let requests = self.requests.clone();
+        registry.register(
+            "http_requests",
+            "Answered requests by status code",
+            requests,
+        );
+        registry.register_with_unit(
+            "http_request_duration",
+            "From the request's head to its answer's head",
+            Unit::Seconds,
+            self.seconds.clone(),
+        );
+        gauges(&mut registry, apps);
+        counters(&mut registry, apps);
+        let mut page = String::new();
+        match text::encode(&mut page, &registry) {
+            Ok(()) => page,
+            Err(error) => format!("# the metrics cannot be written: {error}\n"),
+        }
+    }
+}
+
+fn gauges(registry: &mut Registry, apps: &[AppStatus]) {
+    type Read = fn(&AppStatus) -> u64;
+    let all: [(&str, &str, Read); 6] = [
+        ("ready", "1 if the application takes requests", |s| {
+            u64::from(s.not_ready.is_none())
+        }),
+        ("in_flight", "Requests that are open", |s| {
+            s.in_flight as u64
+        }),
+        ("kept_results", "Answers that can be collected", |s| {
+            s.kept_results as u64
+        }),
+        (
+            "unbacked_messages",
+            "Records not yet acknowledged by the global bus",
+            |s| s.unbacked_messages as u64,
+        ),
+        ("unbacked_bytes", "Bytes of those records", |s| {
+            s.unbacked_bytes as u64
+        }),
+        (
+            "unbacked_age_milliseconds",
+            "Age of the oldest of them",
+            |s| s.unbacked_age_ms,
+        ),
+    ];
+    for (name, help, read) in all {
+        let family = Family::<OfApp, Gauge<u64, AtomicU64>>::default();
+        for status in apps {
+            family
+                .get_or_create(&OfApp {
+                    app: status.app.clone(),
+                })
+                .set(read(status));
+        }
+        registry.register(name, help, family);
+    }
+}
+
+fn counters(registry: &mut Registry, apps: &[AppStatus]) {
+    for status in apps {
+        let counts = &status.counters;
+        let label = [("app".into(), status.app.clone().into())];
+        let registry = registry.sub_registry_with_labels(label.into_iter());
+        let restarts = status.grains.iter().map(|grain| grain.restarts).sum();
+        for (name, help, value) in [
+            (
+                "accepted",
+                "Requests that became a message",
+                counts.accepted,
+            ),
+            (
+                "joined",
+                "Requests that joined one of the same identity",
+                counts.joined,
+            ),
+            (
+                "answered",
+                "Workflows that ended with an output",
+                counts.answered,
+            ),
+            (
+                "failed",
+                "Workflows that ended with a failure",
+                counts.failed,
+            ),
+            (
+                "busy",
+                "Requests refused because the queue was full",
+                counts.busy,
+            ),
+            ("late", "Callers whose deadline passed", counts.late),
+            ("folded", "Messages that were known already", counts.folded),
+            (
+                "redelivered",
+                "Messages published again after a death",
+                counts.redelivered,
+            ),
+            ("worker_restarts", "Grain workers started again", restarts),
+            (
+                "sandbox_attachments",
+                "Sandboxes made or adopted",
+                status.attachments,
+            ),
+        ] {
+            registry.register(name, help, ConstCounter::new(value));
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! The HTTP entry of applications (HTTP/1.1, CloudEvents binary mode).
+//!
+//! | request | answer |
+//! |---|---|
+//! | `POST /{app}` | the last grain's output |
+//! | `POST /{app}` with `Prefer: respond-async` or `?async=1` | 202, `Location: /results/{id}` |
+//! | `GET /results/{id}` | 200, 202 while it runs, 404 if unknown or expired |
+//! | `GET /metrics`, `/healthz`, `/readyz` | OpenMetrics; alive; ready |
+//!
+//! A client that hangs up cancels its waiting, not the work.
+
+mod cloud_events;
+mod invoke;
+mod media;
+mod metrics;
+mod problem;
+mod results;
+mod server;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use crate::bridge::{AppStatus, Mailbox, Post};
+pub use metrics::Metrics;
+pub use server::{ServeError, bind, router};
+
+/// Header that carries a traced request's times, as JSON, and asks for them.
+pub const TRACE_HEADER: &str = "sandpipe-trace";
+
+/// How long a bus thread may take to say how it is.
+const STATUS_WAIT: Duration = Duration::from_secs(2);
+
+/// What the front door knows of one application.
+#[derive(Clone, Debug)]
+pub struct AppDoor {
+    /// Its name, the first part of its URL.
+    pub name: Arc<str>,
+    /// Its bus thread.
+    pub mailbox: Arc<Mailbox>,
+    /// The largest request body, in bytes.
+    pub max_payload_bytes: usize,
+}
+
+/// Everything behind the front door.
+#[derive(Debug)]
+pub struct FrontDoor {
+    apps: BTreeMap<Arc<str>, AppDoor>,
+    metrics: Metrics,
+}
+
+impl FrontDoor {
+    /// A front door for these applications.
+    #[must_use]
+    pub fn new(apps: Vec<AppDoor>) -> FrontDoor {
+        FrontDoor {
+            apps: apps
+                .into_iter()
+                .map(|app| (Arc::clone(&app.name), app))
+                .collect(),
+            metrics: Metrics::default(),
+        }
+    }
+
+    /// How each application is. One that does not answer in time says so.
+    pub async fn status(&self) -> Vec<AppStatus> {
+        let mut all = Vec::new();
+        for app in self.apps.values() {
+            let (waiter, answer) = oneshot::channel();
+            app.mailbox.post(Post::Status(waiter));
+            let status = match tokio::time::timeout(STATUS_WAIT, answer).await {
+                Ok(Ok(status)) => status,
+                _ => AppStatus {
+                    app: app.name.to_string(),
+                    not_ready: Some("its bus thread does not answer".into()),
+                    ..AppStatus::default()
+                },
+            };
+            all.push(status);
+        }
+        all
+    }
+}

@@ -27,6 +27,8 @@ pub mod python;
 pub mod raw;
 pub mod report;
 pub mod rounds;
+pub mod stage;
+pub mod stamps;
 pub mod stats;
 pub mod table;
 pub mod validity;

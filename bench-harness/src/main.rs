@@ -76,6 +76,10 @@ enum ProfileName {
 }
 
 fn main() -> ExitCode {
+    // The harness creates sandboxes; their init is this program, executed again.
+    if sandpipe_sandbox::is_sandbox_init() {
+        return sandpipe_sandbox::sandbox_init_main();
+    }
     let result = match Arguments::parse().command {
         Command::List { json } => {
             list(json);

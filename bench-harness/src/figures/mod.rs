@@ -2,6 +2,7 @@
 
 mod bus;
 mod figure_5b;
+mod figure_5c;
 mod floor;
 
 use std::path::PathBuf;
@@ -77,7 +78,12 @@ pub struct Parts {
 }
 
 /// All figures, in the order of a report.
-pub const FIGURES: &[FigureKind] = &[figure_5b::FIGURE, bus::FIGURE, floor::FIGURE];
+pub const FIGURES: &[FigureKind] = &[
+    figure_5b::FIGURE,
+    figure_5c::FIGURE,
+    bus::FIGURE,
+    floor::FIGURE,
+];
 
 /// The figures of a comma-separated list; "all" is each of them.
 ///

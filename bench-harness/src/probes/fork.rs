@@ -82,12 +82,12 @@ pub fn woken_until_child_runs(
     heap_mib: usize,
     count: usize,
     pause: Duration,
-) -> Result<Samples, BenchError> {
+) -> Result<Vec<u64>, BenchError> {
     const COLD: usize = 3;
     let shared = SharedWords::new(4)?;
     let turns = count + COLD;
     let worker = fork(|| worker(&shared, heap_mib, turns))?;
-    let mut samples = Samples::new();
+    let mut latencies = Vec::with_capacity(count);
     for turn in 1..=turns {
         std::thread::sleep(pause);
         let number = u32::try_from(turn).expect("a probe makes far fewer than 2^32 turns");
@@ -100,7 +100,7 @@ pub fn woken_until_child_runs(
             shared.futex(ACKED).load(Ordering::Acquire) == number
         })?;
         if turn > COLD {
-            samples.record(
+            latencies.push(
                 shared
                     .word(RAN)
                     .load(Ordering::Acquire)
@@ -109,7 +109,7 @@ pub fn woken_until_child_runs(
         }
     }
     match worker.wait()? {
-        Some(0) => Ok(samples),
+        Some(0) => Ok(latencies),
         end => Err(BenchError::peer(
             "the forking worker",
             format!("ended with {end:?}"),

@@ -1,0 +1,48 @@
+//! The harness's Rust grain: it appends its start and its end to the payload. With the argument
+//! `floor` it is instead the floor of that grain: the same program and heap, woken and forked
+//! without Sandpipe.
+#![forbid(unsafe_code)]
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use sandpipe_bench::probes::fork::woken_until_child_runs;
+
+/// MiB of heap that the grain touches when it is loaded.
+const HEAP_VARIABLE: &str = "BENCH_GRAIN_HEAP_MIB";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["floor", count, pause_us] => floor(count, pause_us),
+        _ => grain(),
+    }
+}
+
+fn heap_mib() -> usize {
+    std::env::var(HEAP_VARIABLE)
+        .ok()
+        .and_then(|mib| mib.parse().ok())
+        .unwrap_or(0)
+}
+
+fn floor(count: &str, pause_us: &str) -> ExitCode {
+    let (Ok(count), Ok(pause_us)) = (count.parse(), pause_us.parse()) else {
+        eprintln!("usage: bench-grain floor COUNT PAUSE_US");
+        return ExitCode::from(2);
+    };
+    match woken_until_child_runs(heap_mib(), count, Duration::from_micros(pause_us)) {
+        Ok(latencies) => {
+            latencies.iter().for_each(|ns| println!("{ns}"));
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("bench-grain: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn grain() -> ExitCode {
+    ExitCode::FAILURE
+}

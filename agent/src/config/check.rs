@@ -14,6 +14,9 @@ use super::{AppSpec, Backup, GrainSpec, Limits, Mode, Route, Runtime, graph, raw
 /// One family of the sandbox is the agent.
 const MAX_GRAINS: usize = sandpipe_abi::layout::FAMILIES_MAX - 1;
 
+/// First parts of the front door's own paths.
+const PATHS: [&str; 4] = ["results", "metrics", "healthz", "readyz"];
+
 /// Checks the whole file.
 pub(super) fn application(
     raw: &raw::App,
@@ -21,6 +24,14 @@ pub(super) fn application(
     problems: &mut Problems<'_>,
 ) -> Option<AppSpec> {
     valid_name("application", &raw.name, problems);
+    if PATHS.contains(&raw.name.get_ref().as_str()) {
+        let what = format!("no application can be called \"{}\"", raw.name.get_ref());
+        problems.add(
+            raw.name.span(),
+            what,
+            "the front door has that path: use another name",
+        );
+    }
     distinct_names(raw, problems);
     let limits = limits(raw.limits.as_ref(), problems);
     let backup = backup(&raw.workflow.get_ref().backup, problems);

@@ -184,6 +184,12 @@ fn names_are_checked() {
 }
 
 #[test]
+fn the_front_doors_own_paths_are_no_applications() {
+    let text = one("").replace("\"hello\"", "\"metrics\"");
+    Place::new().one_problem(&text, 1, &["the front door has that path"]);
+}
+
+#[test]
 fn the_topic_of_answers_is_no_grain() {
     let text = chain(&["results"]) + &grain("results", "");
     Place::new().one_problem(&text, 5, &["holds the answers"]);

@@ -21,11 +21,15 @@ use crate::record::{Record, check_name};
 use crate::shared::Shared;
 use crate::window;
 
+#[cfg(test)]
+mod fault;
 mod frame;
 mod log;
 mod recovery;
 mod report;
 mod storage;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 use log::{Group, Log};

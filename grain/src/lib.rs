@@ -1,9 +1,40 @@
 //! Grain workers: a process that has loaded a grain's code once, and makes an instance for each
 //! event of its queue.
+//!
+//! A grain in Rust is a program of one line:
+//!
+//! ```no_run
+//! use sandpipe_grain::{Context, Event, HandlerError, Output};
+//!
+//! fn greet(event: &Event, _context: &mut Context<'_>) -> Result<Output, HandlerError> {
+//!     let name = std::str::from_utf8(event.data())?;
+//!     Ok(Output::from(format!("Hello, {name}!")))
+//! }
+//!
+//! fn main() -> std::process::ExitCode {
+//!     sandpipe_grain::run(greet)
+//! }
+//! ```
+//!
+//! Other languages implement [`Runtime`] and call [`run_from_env`]; [`exec_worker_main`] runs any
+//! program.
 #![deny(unsafe_code)]
 
+mod board;
 mod config;
+mod event;
+mod exec;
+mod instance;
+mod process;
+mod publish;
+mod runtime;
+mod worker;
 
 pub use crate::config::{
     ATTACH_FD, Backup, ConfigError, Mode, NextGrain, Route, WORKER_VARIABLE, WorkerConfig,
 };
+pub use crate::event::{Context, Event, HandlerError, Output};
+pub use crate::exec::exec_worker_main;
+pub use crate::process::{Fork, fork};
+pub use crate::runtime::Runtime;
+pub use crate::worker::{EXIT_CONFIG, EXIT_LOAD, run, run_from_env, run_worker};

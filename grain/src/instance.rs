@@ -1,0 +1,240 @@
+//! The life of one grain instance, from its fork to its end.
+
+use std::io::Write;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use sandpipe::{
+    Bus, Claimer, Delivery, FailureCode, Instance, Lease, Mapping, PARK_MAX, SlotIndex,
+    TraceStamps, monotonic_ns,
+};
+
+use crate::board::{Board, Reason, SlotUse};
+use crate::config::{Mode, WorkerConfig};
+use crate::event::{Context, Event, HandlerError};
+use crate::process;
+use crate::publish::{Outcome, publish};
+use crate::runtime::Runtime;
+
+/// Exit code of an instance whose view of a peer was too old to publish: its event is delivered
+/// again.
+pub(crate) const EXIT_STALE: i32 = 75;
+
+/// Exit code of an instance in which Sandpipe itself panicked.
+const EXIT_PANIC: i32 = 101;
+
+/// The two sides of an instance slot.
+#[derive(Debug)]
+pub(crate) struct Seat {
+    pub(crate) slot: SlotIndex,
+    pub(crate) claimer: Claimer<Mapping>,
+    instance: Instance<Mapping>,
+}
+
+impl Seat {
+    /// Takes a slot that nobody holds. Allocates; touches the slot's words.
+    pub(crate) fn new(bus: &Bus<Mapping>, slot: SlotIndex) -> Seat {
+        Seat {
+            slot,
+            claimer: bus.claimer(slot),
+            instance: bus.instance(slot),
+        }
+    }
+}
+
+/// What a forked instance has: everything is its own copy, only the segments are shared.
+pub(crate) struct Forked<'w, R> {
+    pub(crate) config: &'w WorkerConfig,
+    pub(crate) bus: &'w Bus<Mapping>,
+    pub(crate) board: &'w Board,
+    pub(crate) runtime: &'w mut R,
+    pub(crate) seat: Seat,
+    /// Process id of the worker.
+    pub(crate) parent: u32,
+}
+
+impl<R: Runtime> Forked<'_, R> {
+    /// Runs the instance and ends the process. `handed` is the event that the worker claimed for
+    /// it; without one it waits for its own.
+    pub(crate) fn run(mut self, handed: Option<Delivery>) -> ! {
+        // A panic must not unwind into the worker's loop: this is a copy of the worker.
+        let code = catch_unwind(AssertUnwindSafe(|| {
+            self.start();
+            let code = match handed {
+                Some(delivery) => self.handle(&delivery).map_or_else(|code| code, |_| 0),
+                None => self.serve(),
+            };
+            self.runtime.before_exit();
+            code
+        }));
+        process::exit_now(code.unwrap_or(EXIT_PANIC))
+    }
+
+    fn start(&mut self) {
+        process::bind_to_parent(self.parent);
+        process::forget_signals();
+        self.bus.hold_slot(self.seat.slot, std::process::id());
+        // Without a lease the worker still sees the death by waitid.
+        let _ = Lease::hold(self.bus, self.seat.slot);
+        // A grandchild that outlives its instance must not write into a slot leased again.
+        if let Some(own) = self.bus.segment(self.bus.family()) {
+            own.do_not_fork();
+        }
+        self.board.page().do_not_fork();
+        self.runtime.after_fork();
+    }
+
+    /// Waits for events: one for a spare, many in a pool.
+    fn serve(&mut self) -> i32 {
+        let slot = self.seat.slot;
+        self.runtime.warm();
+        let bell = self.bus.bell(self.bus.family());
+        loop {
+            if self.retires() {
+                self.board.set_use(slot, SlotUse::Leaving);
+                return 0;
+            }
+            if self.seat.claimer.has_message() && self.board.enter(slot) {
+                match self.claim_and_handle() {
+                    Ok(true) => {}
+                    Ok(false) => return 0,
+                    Err(code) => return code,
+                }
+                continue;
+            }
+            let parking = bell.prepare();
+            let due = self.seat.claimer.has_message() && self.board.has_room();
+            if due || self.retires() {
+                parking.cancel();
+            } else {
+                parking.sleep(PARK_MAX);
+            }
+        }
+    }
+
+    /// Whether an idle instance should make place: the worker ends, or has newer mappings.
+    fn retires(&self) -> bool {
+        self.board.is_draining() || self.bus.is_stale()
+    }
+
+    /// In a busy slot: takes an event if there still is one; true if the instance goes on.
+    fn claim_and_handle(&mut self) -> Result<bool, i32> {
+        let slot = self.seat.slot;
+        let Some(delivery) = self.seat.claimer.claim(monotonic_ns) else {
+            self.board.set_use(slot, SlotUse::Idle);
+            return Ok(true);
+        };
+        let spare = self.config.mode == Mode::Fork;
+        if spare && self.board.count(SlotUse::Idle) == 0 {
+            self.board.nudge(); // the worker forks the next spares meanwhile
+        }
+        let sound = self.handle(&delivery)?;
+        let goes_on = !spare && sound;
+        let next = if goes_on {
+            SlotUse::Idle
+        } else {
+            SlotUse::Leaving
+        };
+        self.board.set_use(slot, next);
+        if spare {
+            self.hand_on();
+        }
+        Ok(goes_on)
+    }
+
+    /// A spare that found `concurrency` others busy sleeps although there are messages; and the
+    /// worker may fork the next spare while this one ends.
+    fn hand_on(&self) {
+        if self.seat.claimer.has_message() {
+            self.bus.bell(self.bus.family()).ring_all();
+        }
+        self.board.nudge();
+    }
+
+    /// Handles one event and commits its outcome; false if the process should not handle more.
+    fn handle(&mut self, delivery: &Delivery) -> Result<bool, i32> {
+        let (board, slot) = (self.board, self.seat.slot);
+        board.note(slot, delivery);
+        let mut stamps = TraceStamps {
+            taken_ns: self.bus.slot_started_ns(slot),
+            ..TraceStamps::default()
+        };
+        let (outcome, sound) = if delivery.attempt > self.config.max_attempts {
+            (self.give_up(delivery), true)
+        } else {
+            self.call(delivery, &mut stamps)
+        };
+        let seat = &mut self.seat;
+        let instance = &mut seat.instance;
+        publish(self.config, self.bus, instance, delivery, outcome, stamps)
+            .map_err(|_stale| EXIT_STALE)?;
+        seat.claimer.finish();
+        Ok(sound)
+    }
+
+    /// Runs the handler.
+    fn call(&mut self, delivery: &Delivery, stamps: &mut TraceStamps) -> (Outcome, bool) {
+        let data = match self.bus.payload(delivery) {
+            Ok(data) => data,
+            Err(error) => {
+                let failed = Outcome::Failed(FailureCode::Other, error.to_string());
+                return (failed, true);
+            }
+        };
+        let header = &delivery.message.header;
+        let event = Event {
+            id: header.id,
+            root: header.root,
+            attempt: delivery.attempt,
+            data,
+        };
+        let mut context = Context {
+            config: self.config,
+            event: header.id,
+        };
+        stamps.started_ns = monotonic_ns();
+        let runtime = &mut *self.runtime;
+        let result = catch_unwind(AssertUnwindSafe(|| runtime.handle(&event, &mut context)));
+        stamps.ended_ns = monotonic_ns();
+        match result {
+            Ok(result) => (result.into(), true),
+            // What the handler left half done in memory must not meet the next event.
+            Err(payload) => {
+                let error = HandlerError::panicked(&*payload);
+                (Err(error).into(), false)
+            }
+        }
+    }
+
+    /// The event has been tried as often as it may.
+    fn give_up(&self, delivery: &Delivery) -> Outcome {
+        let tried = delivery.attempt - 1;
+        let reason = self.board.reason(delivery.message.header.id);
+        let code = match reason {
+            Some(Reason::TimeLimit) => FailureCode::Timeout,
+            _ => FailureCode::Crashed,
+        };
+        let grain = &self.config.grain;
+        let why = match reason {
+            Some(Reason::TimeLimit) => {
+                format!(
+                    "it passed its time limit of {} ms",
+                    self.config.time_limit_ms
+                )
+            }
+            Some(reason) => reason.to_string(),
+            None => "it ended without an answer".to_string(),
+        };
+        let text =
+            format!("grain {grain}: an instance died at each of {tried} attempts; last: {why}");
+        Outcome::Failed(code, text)
+    }
+}
+
+/// Prints a line of the worker's own; a closed stderr is no reason to end.
+pub(crate) fn log(config: &WorkerConfig, line: std::fmt::Arguments<'_>) {
+    let _ = writeln!(
+        std::io::stderr(),
+        "sandpipe: grain {}: {line}",
+        config.grain
+    );
+}

@@ -1,0 +1,227 @@
+//! Fork, signals and the ends of processes: everything of the worker that is not safe Rust.
+#![allow(
+    unsafe_code,
+    reason = "fork, signal handlers and inherited descriptors are outside Rust's rules"
+)]
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
+use sandpipe::{Bell, Mapping, Memory};
+
+/// Which side of a fork this is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fork {
+    /// The worker; the child's process id.
+    Parent(i32),
+    /// The child.
+    Child,
+}
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ended {
+    Exited(i32),
+    Signalled(i32),
+}
+
+/// Forks with the C library's handlers (its allocator needs them).
+///
+/// # Errors
+/// The system's: too many processes, or no memory for the page tables.
+pub fn fork() -> io::Result<Fork> {
+    // SAFETY: the worker is single-threaded, so the child may go on with ordinary code; a runtime
+    // that has made threads brings its own fork, or only uses what its language allows after one.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => Ok(Fork::Child),
+        pid => Ok(Fork::Parent(pid)),
+    }
+}
+
+/// Ends the process without exit handlers: those belong to the worker.
+pub(crate) fn exit_now(code: i32) -> ! {
+    // SAFETY: `_exit` runs nothing of this process any more.
+    unsafe { libc::_exit(code) }
+}
+
+/// Takes over an inherited descriptor and keeps it from programs that the worker starts.
+///
+/// # Errors
+/// The system's, if the descriptor is not open.
+pub(crate) fn inherited(fd: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: F_SETFD on a number that may not be open fails with EBADF and changes nothing.
+    if unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) } == -1 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor is open and was given to this process for this purpose; nobody else
+    // in it knows the number.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// How a child has ended, without reaping it; `None` while it lives. Its process id stays taken,
+/// so that its process group can still be killed by that number.
+pub(crate) fn ended(pid: i32) -> Option<Ended> {
+    let id = WaitId::Pid(Pid::from_raw(pid)?);
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    let status = match rustix::process::waitid(id, options) {
+        Ok(status) => status?,
+        // Somebody else in this process reaped it (a handler that waits for any child).
+        Err(rustix::io::Errno::CHILD) => return Some(Ended::Exited(-1)),
+        Err(_) => return None,
+    };
+    let signal = status.terminating_signal().map(Ended::Signalled);
+    signal.or_else(|| status.exit_status().map(Ended::Exited))
+}
+
+/// Kills what is left of a dead child's process group, then lets its number go.
+pub(crate) fn reap(pid: i32) {
+    if let Some(pid) = Pid::from_raw(pid) {
+        // ESRCH: it left nobody behind, which is the rule.
+        let _ = rustix::process::kill_process_group(pid, Signal::KILL);
+        let _ = rustix::process::waitid(WaitId::Pid(pid), WaitIdOptions::EXITED);
+    }
+}
+
+/// Kills a child at once.
+pub(crate) fn kill(pid: i32) {
+    if let Some(pid) = Pid::from_raw(pid) {
+        let _ = rustix::process::kill_process(pid, Signal::KILL);
+    }
+}
+
+/// Makes a fresh child a process group of its own that does not outlive its worker.
+pub(crate) fn bind_to_parent(parent: u32) {
+    let _ = rustix::process::setpgid(None, None);
+    let _ = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
+    // The worker may have died before the line above.
+    let now = rustix::process::getppid().map_or(0, |pid| pid.as_raw_nonzero().get());
+    if u32::try_from(now) != Ok(parent) {
+        exit_now(0);
+    }
+}
+
+/// What has arrived since it was asked last.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Arrived {
+    pub(crate) child: bool,
+    pub(crate) socket: bool,
+    pub(crate) terminate: bool,
+}
+
+static CHILD: AtomicBool = AtomicBool::new(false);
+static SOCKET: AtomicBool = AtomicBool::new(false);
+static TERMINATE: AtomicBool = AtomicBool::new(false);
+/// Whether the worker parks on its queue's bell.
+static ON_BELL: AtomicBool = AtomicBool::new(false);
+static WAKE: OnceLock<Wake> = OnceLock::new();
+
+/// The words that a signal moves, so that a sleep on them cannot miss it.
+struct Wake {
+    bell: Bell<Mapping>,
+    nudges: Mapping,
+}
+
+const SIGNALS: [i32; 3] = [libc::SIGCHLD, libc::SIGIO, libc::SIGTERM];
+
+/// Only atomic operations, so that it may interrupt anything. A sleep that has not begun yet finds
+/// its word moved; one that has is interrupted by the signal itself.
+extern "C" fn on_signal(signal: i32) {
+    let flag = match signal {
+        libc::SIGCHLD => &CHILD,
+        libc::SIGIO => &SOCKET,
+        _ => &TERMINATE,
+    };
+    flag.store(true, Ordering::SeqCst);
+    let Some(wake) = WAKE.get() else { return };
+    nudge_word(&wake.nudges).fetch_add(1, Ordering::SeqCst);
+    if ON_BELL.load(Ordering::SeqCst) {
+        wake.bell.touch();
+    }
+}
+
+/// The word of the worker's board on which it parks when it does not watch the bell.
+pub(crate) fn nudge_word(board: &Mapping) -> &AtomicU64 {
+    board.word(0)
+}
+
+/// Installs the handlers of SIGCHLD, SIGIO and SIGTERM; once in a process.
+pub(crate) fn catch_signals(bell: Bell<Mapping>, nudges: Mapping) {
+    let _ = WAKE.set(Wake { bell, nudges });
+    for signal in SIGNALS {
+        set_action(signal, on_signal as *const () as libc::sighandler_t);
+    }
+    let mut set = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: sigemptyset initialises the set before anything reads it; the numbers are valid.
+    unsafe {
+        libc::sigemptyset(set.as_mut_ptr());
+        for signal in SIGNALS {
+            libc::sigaddset(set.as_mut_ptr(), signal);
+        }
+        libc::pthread_sigmask(libc::SIG_UNBLOCK, set.as_ptr(), std::ptr::null_mut());
+    }
+}
+
+/// Back to the defaults: in an instance.
+pub(crate) fn forget_signals() {
+    for signal in SIGNALS {
+        set_action(signal, libc::SIG_DFL);
+    }
+}
+
+fn set_action(signal: i32, handler: libc::sighandler_t) {
+    // SAFETY: the action is fully initialised (zeroed: no flags, an empty mask) and the handler is
+    // SIG_DFL or `on_signal`, which is async-signal-safe. SA_RESTART spares handlers' system
+    // calls; a futex wait ends with EINTR all the same.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = handler;
+        action.sa_flags = libc::SA_RESTART;
+        libc::sigaction(signal, &raw const action, std::ptr::null_mut());
+    }
+}
+
+/// Asks for SIGIO whenever a descriptor becomes readable or is closed by its peer.
+///
+/// # Errors
+/// The system's.
+pub(crate) fn signal_when_readable(fd: BorrowedFd<'_>) -> io::Result<()> {
+    let pid = rustix::process::getpid().as_raw_nonzero().get();
+    // SAFETY: F_SETOWN takes a process id and touches no memory.
+    if unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETOWN, pid) } == -1 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: O_ASYNC changes only how readiness is told.
+    if unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, libc::O_ASYNC) } == -1 {
+        return Err(io::Error::last_os_error());
+    }
+    // What arrived before is told by nobody.
+    SOCKET.store(true, Ordering::SeqCst);
+    Ok(())
+}
+
+/// Whether anything has arrived; forgets nothing.
+pub(crate) fn pending() -> bool {
+    [&CHILD, &SOCKET, &TERMINATE]
+        .iter()
+        .any(|flag| flag.load(Ordering::SeqCst))
+}
+
+/// What has arrived since the last call.
+pub(crate) fn take_arrived() -> Arrived {
+    let take =
+        |flag: &AtomicBool| flag.load(Ordering::Relaxed) && flag.swap(false, Ordering::SeqCst);
+    Arrived {
+        child: take(&CHILD),
+        socket: take(&SOCKET),
+        terminate: take(&TERMINATE),
+    }
+}
+
+/// Tells the handlers on which word the worker parks.
+pub(crate) fn watch_bell(yes: bool) {
+    ON_BELL.store(yes, Ordering::SeqCst);
+}

@@ -1,0 +1,409 @@
+//! The grain worker: loads the grain's code once, then makes, watches and replaces instances.
+//!
+//! One thread, which waits for its queue, its children, its socket and its clock at once: signal
+//! handlers move the word that the thread sleeps on, so nothing that arrives between its last look
+//! and its sleep is missed.
+
+use std::os::fd::OwnedFd;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use sandpipe::attach::AttachError;
+use sandpipe::recover::{Repair, recover_slot};
+use sandpipe::{
+    Bus, Delivery, FamilyIndex, Lease, Mapping, PARK_MAX, Participant, SlotIndex, futex,
+    monotonic_ns,
+};
+
+use crate::board::{Board, Reason, SlotUse};
+use crate::config::{ATTACH_FD, Mode, WorkerConfig};
+use crate::event::{Context, Event, HandlerError, Output};
+use crate::instance::{EXIT_STALE, Forked, Seat, log};
+use crate::process::{self, Ended, Fork};
+use crate::runtime::{Function, Runtime};
+
+/// Exit code of a worker whose handler could not be loaded.
+pub const EXIT_LOAD: u8 = 3;
+
+/// Exit code of a worker whose configuration and sandbox do not fit.
+pub const EXIT_CONFIG: u8 = 2;
+
+/// How long the guardian may take to answer.
+const ATTACH_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Pauses after an instance that died before it took an event, or a fork that failed.
+const BACK_OFF_MIN: Duration = Duration::from_millis(1);
+const BACK_OFF_MAX: Duration = Duration::from_secs(1);
+
+/// Runs a Rust handler as a grain: what `main` of a grain's program returns.
+///
+/// Serves until the sandbox ends the worker. A panic of the handler is reported as its error; with
+/// `panic = "abort"` it is a crash, and the event is tried again.
+pub fn run<F>(handler: F) -> ExitCode
+where
+    F: Fn(&Event, &mut Context<'_>) -> Result<Output, HandlerError>,
+{
+    run_from_env(|_| Function(handler))
+}
+
+/// Runs a runtime with the configuration and the socket that the sandbox left in the environment.
+pub fn run_from_env<R: Runtime>(runtime: impl FnOnce(&WorkerConfig) -> R) -> ExitCode {
+    let started = WorkerConfig::from_env()
+        .map_err(|error| error.to_string())
+        .and_then(|config| {
+            let socket = process::inherited(ATTACH_FD)
+                .map_err(|error| format!("descriptor {ATTACH_FD}, the guardian's: {error}"))?;
+            Ok((config, socket))
+        });
+    match started {
+        Ok((config, socket)) => {
+            let runtime = runtime(&config);
+            run_worker(config, socket, runtime)
+        }
+        Err(error) => {
+            eprintln!("sandpipe: {error}");
+            ExitCode::from(EXIT_CONFIG)
+        }
+    }
+}
+
+/// Attaches over `socket`, loads the runtime and serves until SIGTERM or the guardian's end. Call
+/// it on the main thread, once in a process; it installs handlers of SIGCHLD, SIGIO and SIGTERM.
+pub fn run_worker<R: Runtime>(config: WorkerConfig, socket: OwnedFd, runtime: R) -> ExitCode {
+    let family = config.family();
+    let attached = Participant::attach(socket, family, ATTACH_TIMEOUT)
+        .map_err(|error| error.to_string())
+        .and_then(|(participant, bus)| Worker::new(config.clone(), participant, bus, runtime));
+    let mut worker = match attached {
+        Ok(worker) => worker,
+        Err(error) => {
+            log(&config, format_args!("{error}"));
+            return ExitCode::from(EXIT_CONFIG);
+        }
+    };
+    // The lease is held for this thread's life.
+    let _lease = Lease::hold(&worker.bus, SlotIndex(0));
+    worker.bus.hold_slot(SlotIndex(0), std::process::id());
+    if let Err(reason) = worker.runtime.load() {
+        log(
+            &config,
+            format_args!("cannot load {}: {reason}", config.handler),
+        );
+        return ExitCode::from(EXIT_LOAD);
+    }
+    worker.serve()
+}
+
+/// A living instance, as its worker knows it.
+#[derive(Clone, Copy, Debug)]
+struct Child {
+    pid: i32,
+    over_time: bool,
+}
+
+struct Worker<R> {
+    config: WorkerConfig,
+    participant: Option<Participant>,
+    bus: Bus<Mapping>,
+    board: Board,
+    runtime: R,
+    pid: u32,
+    /// By slot; slot 0 is the worker's own.
+    children: Vec<Option<Child>>,
+    /// On demand: the slot of the next instance, made ready before its event comes.
+    ready: Option<Seat>,
+    draining: bool,
+    back_off: Duration,
+    not_before: Option<Instant>,
+}
+
+impl<R: Runtime> Worker<R> {
+    fn new(
+        config: WorkerConfig,
+        participant: Participant,
+        bus: Bus<Mapping>,
+        runtime: R,
+    ) -> Result<Worker<R>, String> {
+        check_topology(&config, &bus)?;
+        let text = |error: std::io::Error| error.to_string();
+        let board = Board::new(config.slots(), config.concurrency).map_err(text)?;
+        process::catch_signals(bus.bell(bus.family()), board.page().clone());
+        process::signal_when_readable(participant.as_fd()).map_err(text)?;
+        Ok(Worker {
+            participant: Some(participant),
+            pid: std::process::id(),
+            children: vec![None; usize::from(config.slots())],
+            ready: None,
+            draining: false,
+            back_off: BACK_OFF_MIN,
+            not_before: None,
+            config,
+            bus,
+            board,
+            runtime,
+        })
+    }
+
+    fn serve(&mut self) -> ExitCode {
+        loop {
+            let arrived = process::take_arrived();
+            if arrived.socket && self.update_peers().is_err() {
+                return self.abandon();
+            }
+            if arrived.child {
+                self.reap();
+            }
+            if arrived.terminate && !self.draining {
+                self.draining = true;
+                self.board.drain();
+                self.bus.bell(self.bus.family()).ring_all();
+            }
+            let timeout = self.enforce_time_limit();
+            if self.draining {
+                if self.children.iter().all(Option::is_none) {
+                    return ExitCode::SUCCESS;
+                }
+            } else {
+                self.make_instances();
+            }
+            self.park(timeout);
+        }
+    }
+
+    fn on_demand(&self) -> bool {
+        self.config.mode == Mode::Fork && self.config.spares == 0
+    }
+
+    fn make_instances(&mut self) {
+        if self.not_before.is_some_and(|then| Instant::now() < then) {
+            return;
+        }
+        self.not_before = None;
+        if self.on_demand() {
+            while self.not_before.is_none()
+                && let Some(mut seat) = self.take_seat()
+            {
+                let Some(delivery) = seat.claimer.claim(monotonic_ns) else {
+                    self.ready = Some(seat);
+                    return;
+                };
+                self.fork(seat, Some(delivery));
+            }
+            return;
+        }
+        while self.not_before.is_none() && self.wants_more() {
+            let Some(seat) = self.take_seat() else { return };
+            self.fork(seat, None);
+        }
+    }
+
+    /// Whether fewer instances wait for events than should.
+    fn wants_more(&self) -> bool {
+        match self.config.mode {
+            Mode::Pool => self.children.iter().flatten().count() < self.config.concurrency.into(),
+            Mode::Fork => self.board.count(SlotUse::Idle) < self.config.spares.into(),
+        }
+    }
+
+    /// The next free slot, made ready.
+    fn take_seat(&mut self) -> Option<Seat> {
+        self.ready.take().or_else(|| {
+            let free = self.children.iter().skip(1).position(Option::is_none)?;
+            Some(Seat::new(&self.bus, SlotIndex(free as u16 + 1)))
+        })
+    }
+
+    fn fork(&mut self, seat: Seat, handed: Option<Delivery>) {
+        let slot = seat.slot;
+        let what = handed.map_or(SlotUse::Idle, |_| SlotUse::Busy);
+        self.board.set_use(slot, what);
+        self.runtime.before_fork();
+        match self.runtime.fork() {
+            Ok(Fork::Child) => {
+                // The worker's line to the guardian is not the instance's.
+                self.participant = None;
+                let forked = Forked {
+                    config: &self.config,
+                    bus: &self.bus,
+                    board: &self.board,
+                    runtime: &mut self.runtime,
+                    seat,
+                    parent: self.pid,
+                };
+                forked.run(handed)
+            }
+            Ok(Fork::Parent(pid)) => {
+                let over_time = false;
+                self.children[usize::from(slot.0)] = Some(Child { pid, over_time });
+            }
+            Err(error) => {
+                log(
+                    &self.config,
+                    format_args!("cannot fork: {error}; trying again"),
+                );
+                self.free(slot);
+                self.pause();
+            }
+        }
+    }
+
+    /// Makes a slot free for the next instance: carries out what its holder had committed, and
+    /// gives back what it had taken.
+    fn free(&mut self, slot: SlotIndex) -> Repair {
+        let repair = recover_slot(&self.bus, slot);
+        self.board.set_use(slot, SlotUse::Free);
+        repair
+    }
+
+    fn pause(&mut self) {
+        self.not_before = Some(Instant::now() + self.back_off);
+        self.back_off = (self.back_off * 2).min(BACK_OFF_MAX);
+    }
+
+    fn reap(&mut self) {
+        for index in 1..self.children.len() {
+            let Some(child) = self.children[index] else {
+                continue;
+            };
+            let Some(ended) = process::ended(child.pid) else {
+                continue;
+            };
+            process::reap(child.pid);
+            self.children[index] = None;
+            self.bury(SlotIndex(index as u16), child, ended);
+        }
+    }
+
+    /// After the end of a slot's process.
+    fn bury(&mut self, slot: SlotIndex, child: Child, ended: Ended) {
+        let was = self.board.slot_use(slot);
+        let reason = if child.over_time {
+            Reason::TimeLimit
+        } else {
+            Reason::Ended(ended)
+        };
+        if was == SlotUse::Busy {
+            self.board.keep_reason(slot, reason);
+        }
+        let repair = self.free(slot);
+        let orderly = ended == Ended::Exited(0);
+        if !orderly || repair != Repair::default() {
+            // A wake that it took with it is given to another.
+            self.bus.ring_after_recovery();
+        }
+        if repair.orphaned != 0 && ended != Ended::Exited(EXIT_STALE) {
+            let pid = child.pid;
+            log(
+                &self.config,
+                format_args!("instance {pid}: {reason}; its event is tried again"),
+            );
+        }
+        if was == SlotUse::Idle && !orderly {
+            self.pause();
+        } else {
+            self.back_off = BACK_OFF_MIN;
+        }
+    }
+
+    /// Kills instances that are over their time limit; how long the next look may wait.
+    fn enforce_time_limit(&mut self) -> Duration {
+        let limit = self.config.time_limit();
+        let mut wait = PARK_MAX;
+        for index in 1..self.children.len() {
+            let Some(child) = &mut self.children[index] else {
+                continue;
+            };
+            let started = self.bus.slot_started_ns(SlotIndex(index as u16));
+            if started == 0 || child.over_time {
+                continue;
+            }
+            let spent = Duration::from_nanos(monotonic_ns().saturating_sub(started));
+            if spent >= limit {
+                child.over_time = true;
+                process::kill(child.pid);
+            } else {
+                wait = wait.min(limit - spent);
+            }
+        }
+        let back_off = self
+            .not_before
+            .map(|then| then.saturating_duration_since(Instant::now()));
+        back_off.map_or(wait, |back_off| wait.min(back_off))
+    }
+
+    /// Maps peers that were made anew; idle instances retire, new ones have the new mappings.
+    fn update_peers(&mut self) -> Result<(), AttachError> {
+        let Some(participant) = &mut self.participant else {
+            return Ok(());
+        };
+        if participant.update(&mut self.bus)? {
+            self.bus.bump_attach_epoch();
+            self.ready = None;
+            self.bus.bell(self.bus.family()).ring_all();
+        }
+        Ok(())
+    }
+
+    /// The guardian is gone: nobody could repair what this family leaves, so it ends at once.
+    fn abandon(&mut self) -> ExitCode {
+        log(&self.config, format_args!("the sandbox has ended; ending"));
+        for child in self.children.iter().flatten() {
+            process::kill(child.pid);
+            process::reap(child.pid);
+        }
+        ExitCode::FAILURE
+    }
+
+    fn park(&mut self, timeout: Duration) {
+        if self.on_demand() && !self.draining && self.not_before.is_none() {
+            self.ready = self.take_seat();
+            if let Some(seat) = &self.ready {
+                process::watch_bell(true);
+                let bell = self.bus.bell(self.bus.family());
+                let parking = bell.prepare();
+                if process::pending() || seat.claimer.has_message() {
+                    parking.cancel();
+                } else {
+                    parking.sleep(timeout);
+                }
+                return process::watch_bell(false);
+            }
+        }
+        let word = process::nudge_word(self.board.page());
+        let seen = word.load(std::sync::atomic::Ordering::SeqCst);
+        let more = !self.draining && self.not_before.is_none() && !self.on_demand();
+        let free = self.children.iter().skip(1).any(Option::is_none);
+        let busy = process::pending() || (more && free && self.wants_more());
+        if !busy {
+            futex::wait(word, seen as u32, timeout);
+        }
+    }
+}
+
+/// The sandbox was made for this configuration: slots, and a lane to every queue it publishes to.
+fn check_topology(config: &WorkerConfig, bus: &Bus<Mapping>) -> Result<(), String> {
+    let spec = bus.topology().family(bus.family());
+    if spec.slots != config.slots() {
+        return Err(format!(
+            "the sandbox has {} instance slots for it, its configuration needs {}",
+            spec.slots,
+            config.slots()
+        ));
+    }
+    let next = config.next.iter().map(|next| FamilyIndex(next.family));
+    for queue in next.chain([FamilyIndex::AGENT]) {
+        let lane = spec.targets.iter().find(|target| target.queue == queue);
+        let Some(lane) = lane else {
+            return Err(format!("the sandbox gives it no lane to queue {}", queue.0));
+        };
+        if (lane.lane_slots as usize) < config.next.len() {
+            let slots = lane.lane_slots;
+            return Err(format!(
+                "its lane to queue {} has {slots} slots, one commit needs {}",
+                queue.0,
+                config.next.len()
+            ));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,90 @@
+//! SIGKILL under load: nothing is lost, and what is done twice has the same id.
+
+mod sandbox;
+
+use std::time::{Duration, Instant};
+
+use rustix::process::{Signal, kill_process};
+use sandbox::{Random, Sandbox, chain, pid_of, settings};
+use sandpipe::Kind;
+use sandpipe_grain::{Mode, WorkerConfig};
+
+fn patient(mode: Mode, spares: u16) -> WorkerConfig {
+    WorkerConfig {
+        max_attempts: 1000,
+        ..settings(mode, 2, spares)
+    }
+}
+
+/// Sends requests for `length`, does harm between them, and checks every answer.
+fn under_load(sandbox: &mut Sandbox, length: Duration, mut harm: impl FnMut(&mut Sandbox)) -> u128 {
+    let end = Instant::now() + length;
+    let mut sent: u128 = 0;
+    while Instant::now() < end {
+        for _ in 0..10 {
+            sent += 1;
+            let long = if sent.is_multiple_of(4) { 300 } else { 0 };
+            sandbox.send(sent, &format!("event-{sent}{}", "-".repeat(long)));
+        }
+        harm(sandbox);
+        sandbox.pump();
+    }
+    sandbox.wait_for(sent as usize);
+    for (root, answers) in &sandbox.answers {
+        let text = format!("event-{}", root.0);
+        assert!(
+            answers.iter().all(|answer| answer.kind == Kind::Final
+                && answer.text.starts_with(&text)
+                && answer.text.ends_with(">g1>g2")),
+            "{root}: {answers:?}"
+        );
+        assert!(answers.windows(2).all(|pair| pair[0] == pair[1]));
+    }
+    sent
+}
+
+fn instances_are_killed(mode: Mode, spares: u16) {
+    let mut sandbox = Sandbox::start(chain(2, &patient(mode, spares)));
+    let (mut random, mut kills) = (Random(0x5eed), 0);
+    let sent = under_load(&mut sandbox, Duration::from_secs(4), |sandbox| {
+        let instances = sandbox.instances(random.below(2) as usize);
+        if let Some(&pid) = instances.get(random.below(8) as usize) {
+            kills += usize::from(kill_process(pid_of(pid), Signal::KILL).is_ok());
+        }
+    });
+    let twice = sandbox.told.values().filter(|&&told| told > 1).count();
+    eprintln!("{mode:?}, {spares} spares: {kills} kills, {sent} requests, {twice} told twice");
+    assert!(kills > 20, "only {kills} kills");
+    assert_eq!(twice, 0, "an instance commits once or not at all");
+    sandbox.finish();
+}
+
+#[test]
+fn killing_instances_on_demand_loses_nothing() {
+    instances_are_killed(Mode::Fork, 0);
+}
+
+#[test]
+fn killing_instances_forked_ahead_loses_nothing() {
+    instances_are_killed(Mode::Fork, 2);
+}
+
+#[test]
+fn killing_pooled_instances_loses_nothing() {
+    instances_are_killed(Mode::Pool, 0);
+}
+
+#[test]
+fn killing_workers_loses_nothing() {
+    for (mode, spares) in [(Mode::Fork, 0), (Mode::Fork, 2), (Mode::Pool, 0)] {
+        let mut sandbox = Sandbox::start(chain(2, &patient(mode, spares)));
+        let mut restarts = 0;
+        under_load(&mut sandbox, Duration::from_secs(3), |sandbox| {
+            sandbox.restart_worker(restarts % 2);
+            restarts += 1;
+        });
+        eprintln!("{mode:?}, {spares} spares: {restarts} restarts");
+        assert!(restarts > 5, "only {restarts} restarts");
+        sandbox.finish();
+    }
+}

@@ -1,0 +1,506 @@
+//! A small sandbox for tests: guardian, workers as processes, and the test itself as the agent.
+#![allow(dead_code, reason = "each test binary uses a part")]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use rustix::process::{Pid, Signal, WaitOptions};
+use sandpipe::{
+    Bus, ChunkClass, FailureCode, FamilyIndex, FamilySpec, Guardian, Instance, Kind, Mapping,
+    MessageHeader, MessageId, Participant, Payload, Reaction, Receiver, SlotIndex, StageError,
+    Target, Topology, TraceStamps, socket,
+};
+use sandpipe_grain::{Backup, Mode, NextGrain, Route, WorkerConfig};
+
+/// Ten times what anything here should take.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What the agent was told last about a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    pub kind: Kind,
+    pub failure: FailureCode,
+    pub text: String,
+    pub stamps: Option<TraceStamps>,
+}
+
+/// A worker's process.
+struct Worker {
+    config: WorkerConfig,
+    arguments: Vec<String>,
+    process: Option<Child>,
+    log: tempfile::NamedTempFile,
+}
+
+pub struct Sandbox {
+    guardian: Guardian,
+    sockets: Vec<Option<OwnedFd>>,
+    workers: Vec<Worker>,
+    participant: Participant,
+    bus: Bus<Mapping>,
+    receiver: Receiver<Mapping>,
+    instance: Instance<Mapping>,
+    pub answers: BTreeMap<MessageId, Vec<Answer>>,
+    /// Backup copies and answers by their own id: how often each was told.
+    pub told: BTreeMap<MessageId, usize>,
+    pub traced: bool,
+    /// How often the agent has mapped workers' segments anew.
+    updates: usize,
+}
+
+/// A chain of grains, each with the settings of `like`.
+pub fn chain(length: u16, like: &WorkerConfig) -> Vec<WorkerConfig> {
+    (1..=length)
+        .map(|family| WorkerConfig {
+            grain: format!("g{family}"),
+            family,
+            next: (family < length)
+                .then(|| NextGrain {
+                    grain: format!("g{}", family + 1),
+                    family: family + 1,
+                })
+                .into_iter()
+                .collect(),
+            ..like.clone()
+        })
+        .collect()
+}
+
+/// Settings that most tests begin with.
+pub fn settings(mode: Mode, concurrency: u16, spares: u16) -> WorkerConfig {
+    WorkerConfig {
+        app: "test".into(),
+        grain: String::new(),
+        family: 1,
+        mode,
+        concurrency,
+        spares,
+        time_limit_ms: 10_000,
+        max_attempts: 3,
+        max_payload_bytes: 1 << 20,
+        next: Vec::new(),
+        route: Route::All,
+        handler: "test".into(),
+        args: Vec::new(),
+        backup: Backup::Async,
+    }
+}
+
+fn topology(configs: &[WorkerConfig]) -> Topology {
+    let chunks = vec![
+        ChunkClass {
+            bytes: 4096,
+            count: 64,
+        },
+        ChunkClass {
+            bytes: 1 << 20,
+            count: 4,
+        },
+    ];
+    let lane = |queue: u16, lane_slots: u32| Target {
+        queue: FamilyIndex(queue),
+        lane_slots,
+    };
+    let agent = FamilySpec {
+        slots: 1,
+        targets: configs
+            .iter()
+            .map(|config| lane(config.family, 64))
+            .collect(),
+        chunks: chunks.clone(),
+    };
+    let grains = configs.iter().map(|config| {
+        let next = config.next.iter().map(|next| lane(next.family, 8));
+        FamilySpec {
+            slots: config.slots(),
+            targets: [lane(0, 64)].into_iter().chain(next).collect(),
+            chunks: chunks.clone(),
+        }
+    });
+    Topology::new([agent].into_iter().chain(grains).collect()).unwrap()
+}
+
+impl Sandbox {
+    /// Starts a worker for each configuration and waits until all are attached.
+    pub fn start(configs: Vec<WorkerConfig>) -> Sandbox {
+        Sandbox::start_with(configs, &[])
+    }
+
+    pub fn start_with(configs: Vec<WorkerConfig>, arguments: &[&str]) -> Sandbox {
+        rustix::process::set_child_subreaper(Some(rustix::process::getpid())).unwrap();
+        let topology = topology(&configs);
+        let mut guardian = Guardian::new(topology).unwrap();
+        let mut sockets: Vec<Option<OwnedFd>> = Vec::new();
+        sockets.resize_with(configs.len() + 1, || None);
+        let (participant, bus) = join(&mut guardian, &mut sockets);
+        let arguments: Vec<_> = arguments.iter().map(ToString::to_string).collect();
+        let workers = configs.into_iter().map(|config| Worker {
+            config,
+            arguments: arguments.clone(),
+            process: None,
+            log: tempfile::NamedTempFile::new().unwrap(),
+        });
+        let mut sandbox = Sandbox {
+            guardian,
+            sockets,
+            workers: workers.collect(),
+            participant,
+            receiver: bus.receiver(),
+            instance: bus.instance(SlotIndex(0)),
+            bus,
+            answers: BTreeMap::new(),
+            told: BTreeMap::new(),
+            traced: false,
+            updates: 0,
+        };
+        for index in 0..sandbox.workers.len() {
+            sandbox.start_worker(index);
+        }
+        sandbox
+    }
+
+    /// Starts a worker over a new segment of its family, and waits until the agent has mapped it.
+    pub fn start_worker(&mut self, index: usize) {
+        let family = self.workers[index].config.family();
+        let theirs = admit(&mut self.guardian, &mut self.sockets, family);
+        let worker = &mut self.workers[index];
+        let log = worker.log.reopen().unwrap();
+        // The shell moves the socket to descriptor 3.
+        let mut command = Command::new("/bin/sh");
+        command
+            .args(["-c", "exec \"$0\" \"$@\" 3<&0 0</dev/null"])
+            .arg(env!("CARGO_BIN_EXE_sandpipe-test-grain"))
+            .args(&worker.arguments)
+            .env(sandpipe_grain::WORKER_VARIABLE, worker.config.to_json())
+            .stdin(Stdio::from(theirs))
+            .stderr(log)
+            .process_group(0);
+        worker.process = Some(command.spawn().unwrap());
+        let before = self.updates;
+        self.until("a worker attaches", |sandbox| sandbox.updates > before);
+    }
+
+    /// Pumps until `done`; panics when patience ends.
+    pub fn until(&mut self, what: &str, mut done: impl FnMut(&mut Sandbox) -> bool) {
+        let end = Instant::now() + PATIENCE;
+        while !done(self) {
+            if Instant::now() > end {
+                self.report();
+                panic!("waited {PATIENCE:?} until {what}");
+            }
+            if !self.pump() {
+                std::thread::sleep(Duration::from_micros(100));
+            }
+        }
+    }
+
+    fn report(&self) {
+        for worker in &self.workers {
+            let family = worker.config.family();
+            let held = self.guardian.view(family).map(|view| view.audit(family));
+            let log = fs::read_to_string(worker.log.path()).unwrap();
+            eprintln!("{}: holds {held:?}; log:\n{log}", worker.config.grain);
+        }
+    }
+
+    /// Answers the workers' handshakes and maps what is new; counts what the agent mapped.
+    fn pump_control(&mut self) {
+        serve(&mut self.guardian, &mut self.sockets);
+        if self.participant.update(&mut self.bus).unwrap() {
+            self.updates += 1;
+            self.receiver.rebind(&self.bus);
+            self.instance = self.bus.instance(SlotIndex(0));
+        }
+    }
+
+    /// Does what an agent does: handshakes and answers. True if there was a message.
+    pub fn pump(&mut self) -> bool {
+        self.pump_control();
+        let mut any = false;
+        while let Some((delivery, place)) = self.receiver.receive() {
+            any = true;
+            let header = delivery.message.header;
+            *self.told.entry(header.id).or_default() += 1;
+            if header.kind != Kind::Event {
+                let stamps = match delivery.message.body {
+                    sandpipe::Body::Chunk { trace, .. } if header.traced => Some(trace),
+                    _ => None,
+                };
+                let bytes = self.bus.payload(&delivery).unwrap();
+                let answer = Answer {
+                    kind: header.kind,
+                    failure: header.failure,
+                    text: String::from_utf8(bytes).unwrap(),
+                    stamps,
+                };
+                self.answers.entry(header.root).or_default().push(answer);
+            }
+            self.receiver.acknowledge(place);
+        }
+        any
+    }
+
+    /// Publishes a request to the first grain, waiting for room.
+    pub fn send(&mut self, id: u128, text: &str) {
+        let id = MessageId(id);
+        let queue = FamilyIndex(1);
+        let header = MessageHeader {
+            traced: self.traced,
+            ..MessageHeader::event(id, id, MessageId::NONE, queue)
+        };
+        self.until("there is room for a request", |sandbox| {
+            sandbox.try_send(queue, &header, text.as_bytes())
+        });
+    }
+
+    fn try_send(&mut self, queue: FamilyIndex, header: &MessageHeader, data: &[u8]) -> bool {
+        let instance = &mut self.instance;
+        let stamps = TraceStamps::default();
+        let staged = if data.len() <= 64 {
+            instance.stage(queue, header, Payload::Inline(data), stamps)
+        } else {
+            let Ok(loan) = instance.loan(data.len()) else {
+                return false;
+            };
+            instance.write(&loan, 0, data);
+            let staged = instance.stage(queue, header, Payload::Loaned(&loan), stamps);
+            if staged.is_err() {
+                instance.discard();
+                instance.give_back(loan);
+            }
+            staged
+        };
+        match staged {
+            Ok(()) => self.instance.commit(sandpipe::Ack::NOTHING),
+            Err(StageError::Full(_)) => return false,
+            Err(error) => panic!("{error}"),
+        }
+        true
+    }
+
+    /// Waits until `count` requests are answered.
+    pub fn wait_for(&mut self, count: usize) {
+        let what = format!("{count} requests are answered");
+        self.until(&what, |sandbox| sandbox.answers.len() >= count);
+    }
+
+    /// Sends one request and waits for its answer.
+    pub fn ask(&mut self, id: u128, text: &str) -> Answer {
+        self.send(id, text);
+        self.until("the request is answered", |sandbox| {
+            sandbox.answers.contains_key(&MessageId(id))
+        });
+        self.answers[&MessageId(id)][0].clone()
+    }
+
+    /// Process ids of a worker's living instances.
+    pub fn instances(&self, index: usize) -> Vec<i32> {
+        let Some(worker) = &self.workers[index].process else {
+            return Vec::new();
+        };
+        children(worker.id() as i32)
+    }
+
+    /// What a worker's family holds.
+    pub fn view_of(&self, index: usize) -> sandpipe::Audit {
+        let family = self.workers[index].config.family();
+        self.guardian.view(family).unwrap().audit(family)
+    }
+
+    pub fn worker_pid(&self, index: usize) -> i32 {
+        self.workers[index].process.as_ref().unwrap().id() as i32
+    }
+
+    pub fn log(&self, index: usize) -> String {
+        fs::read_to_string(self.workers[index].log.path()).unwrap()
+    }
+
+    /// Kills a worker, waits until its whole family is gone, repairs, and starts it again.
+    pub fn restart_worker(&mut self, index: usize) {
+        let family = self.workers[index].config.family();
+        let mut worker = self.workers[index].process.take().unwrap();
+        let pid = worker.id() as i32;
+        // A stopped worker forks no more, so the list of its instances is whole.
+        let _ = rustix::process::kill_process(pid_of(pid), Signal::STOP);
+        wait_until_stopped(pid);
+        let instances = children(pid);
+        worker.kill().unwrap();
+        worker.wait().unwrap();
+        for instance in instances {
+            wait_until_gone(instance);
+        }
+        self.sockets[family.index()] = None;
+        self.guardian.repair_family(family);
+        self.start_worker(index);
+    }
+
+    /// Waits for a worker that ends by itself.
+    pub fn wait_for_exit(&mut self, index: usize) -> ExitStatus {
+        let mut status = None;
+        self.until("the worker ends", |sandbox| {
+            let worker = sandbox.workers[index].process.as_mut().unwrap();
+            status = worker.try_wait().unwrap();
+            status.is_some()
+        });
+        self.workers[index].process = None;
+        status.unwrap()
+    }
+
+    /// Asks a worker to end.
+    pub fn terminate(&self, index: usize) {
+        let pid = pid_of(self.worker_pid(index));
+        rustix::process::kill_process(pid, Signal::TERM).unwrap();
+    }
+
+    /// Ends every worker in good order and checks that nothing is left behind.
+    pub fn finish(mut self) {
+        for index in 0..self.workers.len() {
+            let instances = self.instances(index);
+            self.terminate(index);
+            let status = self.wait_for_exit(index);
+            assert!(
+                status.success(),
+                "worker {index}: {status}\n{}",
+                self.log(index)
+            );
+            for instance in instances {
+                assert!(
+                    !is_alive(instance),
+                    "instance {instance} outlived its worker"
+                );
+            }
+            let family = self.workers[index].config.family();
+            let repair = self.guardian.repair_family(family);
+            assert_eq!(repair, Default::default(), "left by worker {index}");
+        }
+    }
+}
+
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        for worker in &mut self.workers {
+            if let Some(mut process) = worker.process.take() {
+                let instances = children(process.id() as i32);
+                let _ = process.kill();
+                let _ = process.wait();
+                instances.into_iter().for_each(wait_until_gone);
+            }
+        }
+    }
+}
+
+fn admit(guardian: &mut Guardian, sockets: &mut [Option<OwnedFd>], family: FamilyIndex) -> OwnedFd {
+    guardian.make_family(family).unwrap();
+    let (ours, theirs) = rustix::net::socketpair(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC,
+        None,
+    )
+    .unwrap();
+    sockets[family.index()] = Some(ours);
+    theirs
+}
+
+fn join(guardian: &mut Guardian, sockets: &mut [Option<OwnedFd>]) -> (Participant, Bus<Mapping>) {
+    let socket = admit(guardian, sockets, FamilyIndex::AGENT);
+    let thread = std::thread::spawn(move || {
+        Participant::attach(socket, FamilyIndex::AGENT, PATIENCE).unwrap()
+    });
+    while !thread.is_finished() {
+        serve(guardian, sockets);
+    }
+    thread.join().unwrap()
+}
+
+fn serve(guardian: &mut Guardian, sockets: &mut [Option<OwnedFd>]) {
+    for index in 0..sockets.len() {
+        while let Some(socket) = &sockets[index] {
+            match socket::receive(socket, false) {
+                Ok((bytes, _)) if !bytes.is_empty() => {
+                    react(guardian, sockets, FamilyIndex(index as u16), &bytes);
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => break,
+                _ => sockets[index] = None,
+            }
+        }
+    }
+}
+
+fn react(guardian: &mut Guardian, sockets: &[Option<OwnedFd>], family: FamilyIndex, bytes: &[u8]) {
+    let send = |to: FamilyIndex, bytes: &[u8], fds: &[std::os::fd::BorrowedFd<'_>]| {
+        if let Some(socket) = &sockets[to.index()] {
+            let _ = socket::send(socket.as_fd(), bytes, fds);
+        }
+    };
+    match guardian.handle(family, bytes).unwrap() {
+        Reaction::Reply(bytes, fds) => send(family, &bytes, &fds),
+        Reaction::Refuse(bytes) => send(family, &bytes, &[]),
+        Reaction::Sealed => {
+            let (bytes, fds) = guardian.peers_message(family);
+            send(family, &bytes, &fds);
+            for other in guardian.others(family) {
+                let (bytes, fds) = guardian.update_message(family);
+                send(other, &bytes, &fds);
+            }
+        }
+        _ => {}
+    }
+}
+
+pub fn pid_of(pid: i32) -> Pid {
+    Pid::from_raw(pid).unwrap()
+}
+
+fn children(pid: i32) -> Vec<i32> {
+    let path = format!("/proc/{pid}/task/{pid}/children");
+    let text = fs::read_to_string(path).unwrap_or_default();
+    text.split_whitespace()
+        .map(|pid| pid.parse().unwrap())
+        .collect()
+}
+
+/// Whether a process runs, as opposed to gone or waiting to be reaped.
+pub fn is_alive(pid: i32) -> bool {
+    !matches!(state(pid), None | Some('Z' | 'X'))
+}
+
+fn state(pid: i32) -> Option<char> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit(") ").next()?.chars().next()
+}
+
+fn wait_until_stopped(pid: i32) {
+    let end = Instant::now() + PATIENCE;
+    while !matches!(state(pid), Some('T' | 'Z') | None) {
+        assert!(Instant::now() < end, "process {pid} does not stop");
+        std::thread::yield_now();
+    }
+}
+
+/// An orphan of a killed worker comes to the test, which reaps it.
+fn wait_until_gone(pid: i32) {
+    let end = Instant::now() + PATIENCE;
+    while is_alive(pid) {
+        assert!(Instant::now() < end, "process {pid} does not end");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let _ = rustix::process::waitpid(Some(pid_of(pid)), WaitOptions::NOHANG);
+}
+
+/// A small deterministic random number generator.
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn below(&mut self, bound: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % bound
+    }
+}

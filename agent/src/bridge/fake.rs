@@ -181,6 +181,7 @@ pub(crate) fn workflow(grains: usize) -> Workflow {
             .collect(),
         entry: 0,
         backup: true,
+        copies: true,
         partitions: 4,
         epoch: 1,
         max_in_flight: 64,

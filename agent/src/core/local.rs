@@ -125,6 +125,9 @@ impl<W> Core<W> {
         let parent = root
             .finish(local.parent)
             .map_or(MessageId::NONE, |open| open.parent);
+        if !self.workflow.copies {
+            root.open.clear();
+        }
         let ended = root.open.is_empty();
         if ended && root.answer.is_none() {
             self.conclude(now, &mut root);

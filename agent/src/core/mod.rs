@@ -52,6 +52,9 @@ pub struct Workflow {
     pub entry: usize,
     /// Whether messages are backed up.
     pub backup: bool,
+    /// Whether instances copy every output to the agent. Without copies each message has one
+    /// successor at the most, so that the first answer or failure ends the request.
+    pub copies: bool,
     /// Partition indices of the global bus.
     pub partitions: u32,
     /// The epoch of this agent; greater than that of every agent before it.

@@ -63,6 +63,7 @@ pub fn workflow(grains: usize, backup: bool) -> Workflow {
             .collect(),
         entry: 0,
         backup,
+        copies: backup,
         partitions: 4,
         epoch: 1,
         max_in_flight: 64,
@@ -224,6 +225,7 @@ impl World {
             });
         }
         told.last_mut().expect("an instance tells something").last = true;
+        told.retain(|told| self.workflow.copies || !matches!(told.news, News::Output { .. }));
         self.lanes[grain].told.extend(told);
         true
     }

@@ -1,0 +1,144 @@
+//! One application on this host: its sandbox, its global bus, and its bus thread.
+
+mod global;
+mod places;
+mod sandbox;
+mod topology;
+mod workers;
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use tokio::sync::oneshot;
+
+use crate::bridge::{BusThread, Mailbox, Post, Settings};
+use crate::config::{AppSpec, Backup, Route};
+use crate::core::Workflow;
+use crate::front_door::AppDoor;
+
+pub use global::{BusChoice, GlobalError};
+pub use places::{Places, run_dir};
+pub use sandbox::Source;
+pub use topology::topology;
+pub use workers::WorkerError;
+
+/// Partition indices of the global bus.
+const PARTITIONS: u32 = 4;
+
+/// Bytes that a record has beside its payload, at the most: attributes, names, trace context.
+const RECORD_OVERHEAD_BYTES: u64 = 64 << 10;
+
+/// A running application.
+#[derive(Debug)]
+pub struct Application {
+    /// What the front door has to know.
+    pub door: AppDoor,
+    thread: JoinHandle<()>,
+}
+
+/// Why an application cannot be started.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The global bus.
+    #[error(transparent)]
+    Global(#[from] GlobalError),
+    /// The sandbox's shape.
+    #[error("the application does not fit into a sandbox: {0}")]
+    Topology(#[from] sandpipe::TopologyError),
+    /// What a worker would be started with.
+    #[error(transparent)]
+    Worker(#[from] WorkerError),
+    /// What the global bus holds cannot be read.
+    #[error("the messages of the application cannot be recovered: {0}")]
+    Replay(#[from] sandpipe_global_bus::ReplayError),
+}
+
+impl Application {
+    /// Opens the global bus, recovers what it holds, makes or adopts the sandbox and starts the
+    /// bus thread. Blocks for as long as that takes.
+    ///
+    /// # Errors
+    /// [`StartError`]; nothing runs then. A sandbox that cannot be made is no error: it is tried
+    /// again, and requests hear why.
+    pub fn start(
+        spec: &AppSpec,
+        places: &Places,
+        bus: &BusChoice,
+    ) -> Result<Application, StartError> {
+        let record_bytes = spec.limits.max_payload_bytes + RECORD_OVERHEAD_BYTES;
+        let (mut global, epoch) = global::open(spec, places, bus, record_bytes, PARTITIONS)?;
+        let grains: Vec<&str> = spec
+            .grains
+            .iter()
+            .map(|grain| grain.name.as_str())
+            .collect();
+        global
+            .prepare(&spec.name, &grains)
+            .map_err(GlobalError::from)?;
+        let mailbox = Arc::new(Mailbox::default());
+        let topology = topology(spec)?;
+        let workers = workers::workers(spec, copies(spec))?;
+        let source = Source::new(spec, places, &topology, workers, Arc::clone(&mailbox));
+        let thread = BusThread::new(Settings {
+            workflow: workflow(spec, epoch),
+            global,
+            sandbox: Box::new(source),
+            mailbox: Arc::clone(&mailbox),
+        })?;
+        let name = format!("bus-{}", spec.name);
+        let thread = std::thread::Builder::new()
+            .name(name)
+            .spawn(|| thread.run())
+            .expect("a thread can be made");
+        let door = AppDoor {
+            name: spec.name.as_str().into(),
+            mailbox,
+            max_payload_bytes: usize::try_from(spec.limits.max_payload_bytes)
+                .expect("at most 64 MiB"),
+        };
+        Ok(Application { door, thread })
+    }
+
+    /// Whether the bus thread has ended: another agent has taken the sandbox over.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.thread.is_finished()
+    }
+
+    /// Finishes what is open (for a while), backs everything up and ends the sandbox. Blocks.
+    pub fn stop(self) {
+        self.door.mailbox.post(Post::Stop(oneshot::channel().0));
+        if self.thread.join().is_err() {
+            tracing::error!(app = %self.door.name, "the bus thread has panicked");
+        }
+    }
+}
+
+/// Whether instances copy their outputs to the agent. Without backup that is needed only where a
+/// request can have several messages at once, to know when all of them are finished.
+fn copies(spec: &AppSpec) -> bool {
+    let fans_out =
+        |grain: &crate::config::GrainSpec| grain.route == Route::Static && grain.next.len() > 1;
+    spec.backup == Backup::Async || spec.grains.iter().any(fans_out)
+}
+
+fn workflow(spec: &AppSpec, epoch: u64) -> Workflow {
+    let ms = |time: std::time::Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    Workflow {
+        app: spec.name.as_str().into(),
+        grains: spec
+            .grains
+            .iter()
+            .map(|grain| grain.name.as_str().into())
+            .collect(),
+        entry: spec.entry,
+        backup: spec.backup == Backup::Async,
+        copies: copies(spec),
+        partitions: PARTITIONS,
+        epoch,
+        max_in_flight: spec.limits.max_in_flight,
+        deadline_ms: ms(spec.limits.deadline),
+        result_ttl_ms: ms(spec.limits.result_ttl),
+    }
+}

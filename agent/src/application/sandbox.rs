@@ -1,0 +1,213 @@
+//! The application's sandbox: made or adopted, watched, and ended.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use sandpipe::attach::Participant;
+use sandpipe::{FamilyIndex, Topology};
+use sandpipe_sandbox::{
+    Isolation, IsolationState, SandboxHandle, SandboxSpec, WorkerSpec, WorkerState, WorkerStatus,
+    create_or_adopt,
+};
+
+use super::Places;
+use crate::bridge::{Attached, GrainState, LocalError, Mailbox, Post, SandboxBus, SandboxSource};
+use crate::config::AppSpec;
+
+/// How long the handshake with the guardian may take; it takes a millisecond.
+const ATTACH: Duration = Duration::from_secs(10);
+
+/// Between two looks at the workers.
+const WATCH: Duration = Duration::from_millis(50);
+
+/// Makes and adopts the sandbox of one application.
+#[derive(Debug)]
+pub struct Source {
+    spec: SandboxSpec,
+    handle: Option<Arc<SandboxHandle>>,
+    mailbox: Arc<Mailbox>,
+}
+
+impl Source {
+    pub(super) fn new(
+        app: &AppSpec,
+        places: &Places,
+        topology: &Topology,
+        workers: Vec<WorkerSpec>,
+        mailbox: Arc<Mailbox>,
+    ) -> Source {
+        let spec = SandboxSpec {
+            app: app.name.clone(),
+            run_dir: places.run.clone(),
+            topology: topology.encode(),
+            workers,
+            isolation: Isolation::default(),
+            memory_limit_bytes: app.limits.memory_limit_bytes,
+            pids_limit: app.limits.pids_limit,
+        };
+        Source {
+            spec,
+            handle: None,
+            mailbox,
+        }
+    }
+
+    fn own(&self) -> Result<SandboxHandle, LocalError> {
+        let made = |error: sandpipe_sandbox::SandboxError| LocalError::NotMade(error.to_string());
+        let handle = create_or_adopt(&self.spec).map_err(made)?;
+        if handle.same_spec {
+            return Ok(handle);
+        }
+        // The application has changed since. What its old sandbox holds is on the global bus.
+        tracing::info!(app = %self.spec.app, "app.toml has changed: the sandbox is made anew");
+        handle.shutdown(Duration::from_secs(3)).map_err(made)?;
+        create_or_adopt(&self.spec).map_err(made)
+    }
+}
+
+impl SandboxSource for Source {
+    fn attach(&mut self) -> Result<Attached, LocalError> {
+        if let Some(old) = self.handle.take()
+            && !has_ended(&old)
+        {
+            return Err(LocalError::TakenOver(self.spec.app.clone()));
+        }
+        let mut handle = self.own()?;
+        let adopted = handle.adopted;
+        let socket = handle.take_attach_socket().ok_or_else(|| {
+            LocalError::NotMade("init sent no attach socket: it is of another version".into())
+        })?;
+        let (participant, bus) = Participant::attach(socket, FamilyIndex::AGENT, ATTACH)
+            .map_err(|error| LocalError::NotMade(error.to_string()))?;
+        let handle = Arc::new(handle);
+        report_isolation(&handle);
+        watch(
+            Arc::downgrade(&handle),
+            self.spec.app.clone(),
+            Arc::clone(&self.mailbox),
+        );
+        self.handle = Some(handle);
+        let local = Box::new(SandboxBus::new(participant, bus));
+        Ok(Attached { local, adopted })
+    }
+
+    fn shut_down(&mut self, timeout: Duration) {
+        if let Some(handle) = self.handle.take()
+            && let Err(error) = handle.shutdown(timeout)
+        {
+            tracing::error!(app = %self.spec.app, %error, "the sandbox did not end cleanly");
+        }
+    }
+}
+
+fn has_ended(handle: &SandboxHandle) -> bool {
+    let now = Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    let pidfd = handle.init_pidfd();
+    poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&now)).is_ok_and(|count| count > 0)
+}
+
+fn report_isolation(handle: &SandboxHandle) {
+    let Ok(status) = handle.status() else { return };
+    for item in status
+        .isolation
+        .iter()
+        .filter(|item| item.state == IsolationState::Off)
+    {
+        tracing::warn!(
+            what = item.name,
+            why = item.reason,
+            remedy = item.remedy,
+            "not isolated"
+        );
+    }
+}
+
+/// Tells the bus thread how the workers are, whenever that changes, for as long as the sandbox is
+/// this agent's.
+fn watch(handle: Weak<SandboxHandle>, app: String, mailbox: Arc<Mailbox>) {
+    let look = move || {
+        let mut before = Vec::new();
+        let mut ran = HashSet::new();
+        let mut said = HashSet::new();
+        while let Some(handle) = handle.upgrade() {
+            let Ok(status) = handle.status() else { return };
+            drop(handle);
+            let states: Vec<GrainState> = status
+                .workers
+                .into_iter()
+                .map(|worker| state(worker, &mut ran))
+                .collect();
+            if states != before {
+                for state in states.iter() {
+                    say_once(&app, state, &mut said);
+                }
+                before.clone_from(&states);
+                mailbox.post(Post::Workers(states));
+            }
+            std::thread::sleep(WATCH);
+        }
+    };
+    std::thread::Builder::new()
+        .name("watch-workers".into())
+        .spawn(look)
+        .expect("a thread can be made");
+}
+
+/// A worker that dies again and again for the same reason is told of once.
+fn say_once(app: &str, state: &GrainState, said: &mut HashSet<String>) {
+    if let Some(trouble) = &state.trouble
+        && said.insert(format!("{}: {trouble}", state.grain))
+    {
+        tracing::error!(
+            app,
+            grain = state.grain,
+            "the grain worker does not run: {trouble}"
+        );
+    }
+}
+
+fn state(worker: WorkerStatus, ran: &mut HashSet<String>) -> GrainState {
+    let (name, trouble, failed) = match worker.state {
+        WorkerState::Starting => ("starting", None, false),
+        WorkerState::Running => ("running", None, false),
+        WorkerState::Clearing => ("clearing", None, false),
+        WorkerState::Backoff {
+            last_exit,
+            stderr_tail,
+            ..
+        } => ("backoff", Some(trouble(&last_exit, &stderr_tail)), false),
+        WorkerState::Failed {
+            last_exit,
+            stderr_tail,
+            ..
+        } => ("failed", Some(trouble(&last_exit, &stderr_tail)), true),
+        WorkerState::Stopped => ("stopped", None, true),
+    };
+    if name == "running" {
+        ran.insert(worker.grain.clone());
+    }
+    // One that has never run needs mending; one that ran is back in a moment.
+    let broken = failed || (name == "backoff" && !ran.contains(&worker.grain));
+    GrainState {
+        grain: worker.grain,
+        state: name.to_owned(),
+        pid: worker.pid,
+        restarts: worker.restarts,
+        trouble,
+        broken,
+    }
+}
+
+fn trouble(last_exit: &str, stderr_tail: &str) -> String {
+    let words = stderr_tail.trim();
+    if words.is_empty() {
+        last_exit.to_owned()
+    } else {
+        format!("{last_exit}:\n{words}")
+    }
+}

@@ -1,0 +1,78 @@
+//! The `sandpipe` command.
+
+mod doctor;
+mod invoke;
+mod run;
+mod status;
+mod trace;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Exit code of a command that did not do what it should.
+const FAILED: u8 = 1;
+/// Exit code of a command that was called wrongly; clap uses the same.
+const USAGE: u8 = 2;
+
+#[derive(Debug, Parser)]
+#[command(
+    name = "sandpipe",
+    version,
+    about = "Serverless applications of small functions that talk through shared memory",
+    after_help = "Examples:\n  sandpipe run examples/hello/app.toml\n  \
+                  sandpipe invoke hello --data world\n  sandpipe doctor\n\n\
+                  Exit codes: 0 ok, 1 failed, 2 wrong usage or wrong app.toml"
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run an application: agent, global bus and front door in one command
+    Run(run::Args),
+    /// Send an event to a running application and print the answer
+    Invoke(invoke::Args),
+    /// Say how a running application is, or stop it
+    Status(status::Args),
+    /// Prove each thing that Sandpipe uses of this machine by using it
+    Doctor(doctor::Args),
+    /// Be the init of a sandbox (internal)
+    #[command(hide = true)]
+    SandboxInit,
+    /// Be the worker of a grain that is an executable (internal)
+    #[command(hide = true)]
+    ExecWorker,
+}
+
+/// Runs the command; the process ends with what it returns.
+#[must_use]
+pub fn main() -> ExitCode {
+    // Before anything else: init and workers are this program too, and are small.
+    if sandpipe_sandbox::is_sandbox_init() {
+        return sandpipe_sandbox::sandbox_init_main();
+    }
+    if std::env::args_os()
+        .nth(1)
+        .is_some_and(|arg| arg == "exec-worker")
+    {
+        return sandpipe_grain::exec_worker_main();
+    }
+    let result = match Cli::parse().command {
+        Command::Run(args) => run::run(&args),
+        Command::Invoke(args) => invoke::invoke(&args),
+        Command::Status(args) => status::status(&args),
+        Command::Doctor(args) => Ok(doctor::doctor(&args)),
+        Command::SandboxInit | Command::ExecWorker => {
+            eprintln!("sandpipe: this is called by Sandpipe itself only");
+            Ok(ExitCode::from(USAGE))
+        }
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("sandpipe: {error:#}");
+        let usage = error.downcast_ref::<crate::config::ConfigError>().is_some();
+        ExitCode::from(if usage { USAGE } else { FAILED })
+    })
+}

@@ -1,0 +1,219 @@
+//! `sandpipe run`: agent, global bus and front door in one command.
+
+use std::io::Write;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use clap::ValueEnum;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
+
+use crate::application::{Application, BusChoice, Places};
+use crate::config::AppSpec;
+use crate::control::{AgentStatus, Control};
+use crate::front_door::{self, FrontDoor};
+
+/// How long grains may take to load before the URL is printed all the same.
+const LOAD: Duration = Duration::from_secs(20);
+
+/// How long open connections may take at the end.
+const CONNECTIONS: Duration = Duration::from_secs(2);
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  sandpipe run examples/hello/app.toml\n  \
+    sandpipe run app.toml --listen 127.0.0.1:9000 --data-dir ./data\n  \
+    sandpipe run app.toml --global-bus kafka --kafka-bootstrap 127.0.0.1:9092\n\n\
+    SIGINT and SIGTERM finish what is open (at most 10 s), end the sandbox and clean up; a second\n\
+    one ends at once. SIGHUP is ignored: app.toml is read once, run again to take a new one.\n\
+    kill -9 leaves the sandbox running; the next `sandpipe run` adopts it and loses nothing that\n\
+    was acknowledged.")]
+pub(super) struct Args {
+    /// The application's app.toml
+    app: PathBuf,
+    /// Address of the front door (port 0: any free one); anything but loopback is warned of
+    #[arg(long, default_value = "127.0.0.1:8080", value_name = "ADDR:PORT")]
+    listen: SocketAddr,
+    /// Where the embedded global bus keeps its log [default: ~/.local/state/sandpipe/APP]
+    #[arg(long, value_name = "DIR", env = "SANDPIPE_DATA_DIR")]
+    data_dir: Option<PathBuf>,
+    /// Where sockets and locks are [default: $XDG_RUNTIME_DIR/sandpipe or /run/sandpipe]
+    #[arg(long, value_name = "DIR", env = "SANDPIPE_RUN_DIR")]
+    run_dir: Option<PathBuf>,
+    /// Where messages are backed up
+    #[arg(long, value_enum, default_value = "embedded")]
+    global_bus: Bus,
+    /// Bootstrap servers of the Kafka to use
+    #[arg(
+        long,
+        value_name = "HOST:PORT,…",
+        env = "KAFKA_BOOTSTRAP",
+        required_if_eq("global_bus", "kafka")
+    )]
+    kafka_bootstrap: Option<String>,
+    /// Print one line of JSON when the application is ready
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Bus {
+    /// A log in the data directory; needs no server
+    Embedded,
+    /// A real Apache Kafka
+    Kafka,
+}
+
+pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    log_to_stderr();
+    let spec = AppSpec::load(&args.app)?;
+    let places = Places::new(
+        &spec.name,
+        args.data_dir.as_deref(),
+        args.run_dir.as_deref(),
+    );
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .context("the runtime cannot be made")?;
+    // The port first: it is the likeliest to be taken, and nothing has been started yet.
+    let listener = runtime.block_on(front_door::bind(args.listen))?;
+    let control = Control::bind(&Places::control_socket(&places.run, &spec.name), &spec.name)?;
+    let bus = match (args.global_bus, &args.kafka_bootstrap) {
+        (Bus::Kafka, Some(bootstrap)) => BusChoice::Kafka(bootstrap.clone()),
+        _ => BusChoice::Embedded,
+    };
+    let application = Application::start(&spec, &places, &bus)?;
+    let served = runtime.block_on(serve(args, &spec, listener, &control, &application));
+    application.stop();
+    served
+}
+
+async fn serve(
+    args: &Args,
+    spec: &AppSpec,
+    listener: tokio::net::TcpListener,
+    control: &Control,
+    application: &Application,
+) -> anyhow::Result<ExitCode> {
+    let address = listener
+        .local_addr()
+        .context("the front door has no address")?;
+    let door = Arc::new(FrontDoor::new(vec![application.door.clone()]));
+    let stop = Arc::new(Notify::new());
+    let stopped = Arc::new(Notify::new());
+    answer_control(control, &door, address, &stop)?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    // Registered so that it does not end the process.
+    let _hangup = signal(SignalKind::hangup())?;
+    let end = Arc::clone(&stopped);
+    let routes = front_door::router(Arc::clone(&door));
+    let server = tokio::spawn(async move {
+        axum::serve(listener, routes)
+            .with_graceful_shutdown(async move { end.notified().await })
+            .await
+    });
+    let ready = tokio::select! {
+        ready = wait_until_ready(&door) => ready,
+        () = stop.notified() => None,
+        _ = interrupt.recv() => return Ok(ExitCode::SUCCESS),
+        _ = terminate.recv() => return Ok(ExitCode::SUCCESS),
+    };
+    announce(args, spec, address, ready)?;
+    let mut ended = tokio::time::interval(Duration::from_millis(100));
+    let code = loop {
+        tokio::select! {
+            _ = interrupt.recv() => break ExitCode::SUCCESS,
+            _ = terminate.recv() => break ExitCode::SUCCESS,
+            () = stop.notified() => break ExitCode::SUCCESS,
+            _ = ended.tick() => if application.has_ended() {
+                break ExitCode::from(super::FAILED);
+            },
+        }
+    };
+    tokio::spawn(async move {
+        tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
+        std::process::exit(i32::from(super::FAILED));
+    });
+    eprintln!("sandpipe: stopping: finishing what is open");
+    stopped.notify_one();
+    let _ = tokio::time::timeout(CONNECTIONS, server).await;
+    Ok(code)
+}
+
+fn answer_control(
+    control: &Control,
+    door: &Arc<FrontDoor>,
+    address: SocketAddr,
+    stop: &Arc<Notify>,
+) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Handle::current();
+    let door = Arc::clone(door);
+    let status = move || AgentStatus {
+        pid: std::process::id(),
+        url: format!("http://{address}"),
+        address: address.to_string(),
+        apps: runtime.block_on(door.status()),
+    };
+    let stop = Arc::clone(stop);
+    control
+        .serve(status, move || stop.notify_one())
+        .context("the control socket")
+}
+
+/// Waits until every grain has loaded; why it has not, if it takes too long or cannot be.
+async fn wait_until_ready(door: &FrontDoor) -> Option<String> {
+    let deadline = Instant::now() + LOAD;
+    loop {
+        let status = door.status().await.into_iter().next()?;
+        let broken = status.grains.iter().any(|grain| grain.broken);
+        let loading = status.grains.is_empty() && status.attachments > 0;
+        match status.not_ready {
+            None if !loading => return None,
+            Some(reason) if broken || Instant::now() > deadline => return Some(reason),
+            _ => tokio::time::sleep(Duration::from_millis(5)).await,
+        }
+    }
+}
+
+fn announce(
+    args: &Args,
+    spec: &AppSpec,
+    address: SocketAddr,
+    not_ready: Option<String>,
+) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    let url = format!("http://{address}/{}", spec.name);
+    if args.json {
+        let line = serde_json::json!({
+            "app": spec.name, "url": url, "pid": std::process::id(), "not_ready": not_ready,
+        });
+        writeln!(out, "{line}")?;
+        return Ok(out.flush()?);
+    }
+    if let Some(reason) = not_ready {
+        writeln!(
+            out,
+            "{} is NOT ready; it is tried again. {reason}",
+            spec.name
+        )?;
+    }
+    writeln!(out, "{} is at {url}", spec.name)?;
+    writeln!(out, "  sandpipe invoke {} --data hello", spec.name)?;
+    writeln!(out, "  curl --data-binary hello {url}")?;
+    Ok(out.flush()?)
+}
+
+fn log_to_stderr() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("SANDPIPE_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .try_init();
+}

@@ -1,0 +1,64 @@
+//! `sandpipe status`: how a running application is.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use crate::application::{Places, run_dir};
+use crate::control::{Question, ask};
+
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  sandpipe status hello\n  sandpipe status hello --json\n  \
+    sandpipe status hello --shutdown"
+)]
+pub(super) struct Args {
+    /// The application's name
+    app: String,
+    /// Where sockets and locks are
+    #[arg(long, value_name = "DIR", env = "SANDPIPE_RUN_DIR")]
+    run_dir: Option<PathBuf>,
+    /// Finish what is open, then end the agent and its sandbox
+    #[arg(long)]
+    shutdown: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn status(args: &Args) -> anyhow::Result<ExitCode> {
+    let socket = Places::control_socket(&run_dir(args.run_dir.as_deref()), &args.app);
+    let question = if args.shutdown {
+        Question::Shutdown
+    } else {
+        Question::Status
+    };
+    let agent = ask(&socket, question)?;
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&agent)?);
+        return Ok(ExitCode::SUCCESS);
+    }
+    println!("agent {} at {}", agent.pid, agent.url);
+    let mut ready = true;
+    for app in &agent.apps {
+        let state = app.not_ready.as_deref().unwrap_or("ready");
+        ready &= app.not_ready.is_none();
+        println!(
+            "{}: {state}; {} open, {} unbacked",
+            app.app, app.in_flight, app.unbacked_messages
+        );
+        for grain in &app.grains {
+            let pid = grain
+                .pid
+                .map_or_else(|| "-".to_owned(), |pid| pid.to_string());
+            println!(
+                "  {:<20} {:<10} pid {pid}, {} restarts",
+                grain.grain, grain.state, grain.restarts
+            );
+        }
+    }
+    Ok(if ready {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(super::FAILED)
+    })
+}

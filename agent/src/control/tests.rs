@@ -1,0 +1,71 @@
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::*;
+
+fn status() -> AgentStatus {
+    AgentStatus {
+        pid: 7,
+        url: "http://127.0.0.1:1".into(),
+        ..AgentStatus::default()
+    }
+}
+
+#[test]
+fn it_says_how_it_is_and_stops_when_told() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("run/agent-app.sock");
+    let control = Control::bind(&path, "app").unwrap();
+    let stopped = Arc::new(AtomicBool::new(false));
+    let stop = Arc::clone(&stopped);
+    control
+        .serve(status, move || stop.store(true, Ordering::SeqCst))
+        .unwrap();
+    assert_eq!(ask(&path, Question::Status).unwrap(), status());
+    assert!(!stopped.load(Ordering::SeqCst));
+    ask(&path, Question::Shutdown).unwrap();
+    while !stopped.load(Ordering::SeqCst) {
+        std::thread::yield_now();
+    }
+    drop(control);
+    assert!(!path.exists());
+}
+
+#[test]
+fn it_is_for_its_own_user_only() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("run/agent-app.sock");
+    let _control = Control::bind(&path, "app").unwrap();
+    let mode = |path: &std::path::Path| path.metadata().unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode(&path), mode(path.parent().unwrap())), (0o600, 0o700));
+}
+
+#[test]
+fn a_second_agent_of_the_application_is_told_of_the_first() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("agent-app.sock");
+    let control = Control::bind(&path, "app").unwrap();
+    control.serve(status, || {}).unwrap();
+    let error = Control::bind(&path, "app").unwrap_err().to_string();
+    assert!(
+        error.contains("pid 7") && error.contains("--run-dir"),
+        "{error}"
+    );
+}
+
+#[test]
+fn the_socket_of_a_dead_agent_is_replaced() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("agent-app.sock");
+    drop(UnixListener::bind(&path).unwrap());
+    assert!(path.exists());
+    Control::bind(&path, "app").unwrap();
+}
+
+#[test]
+fn where_nobody_is_the_remedy_is_named() {
+    let error = ask(std::path::Path::new("/nonexistent/x"), Question::Status).unwrap_err();
+    assert!(error.to_string().contains("sandpipe run"), "{error}");
+}

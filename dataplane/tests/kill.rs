@@ -411,6 +411,23 @@ fn kill_test(kills: u64) {
         checker.drain();
     }
     checker.drain();
+    if checker.answers() < limit as usize {
+        for family in [AGENT, SOURCE, FIRST, SECOND] {
+            let audit = chain.sandbox.guardian.view(family).unwrap().audit(family);
+            eprintln!("stuck: family {} holds {audit:?}", family.0);
+        }
+        let groups = chain
+            .groups
+            .values()
+            .map(i32::to_string)
+            .collect::<Vec<_>>()
+            .join(",");
+        let state = std::process::Command::new("ps")
+            .args(["-o", "pid,ppid,pgid,stat,wchan:20,cmd", "-g", &groups])
+            .output()
+            .unwrap();
+        eprintln!("{groups}: {}", String::from_utf8_lossy(&state.stdout));
+    }
     judge(&mut chain, &checker, limit, kills);
 }
 

@@ -79,12 +79,21 @@ impl Sandbox {
                 *inherited = None;
             }
             let attached = Participant::attach(socket, family, Duration::from_secs(20));
-            let Ok((participant, bus)) = attached else {
+            let (participant, bus) = attached.unwrap_or_else(|error| {
+                eprintln!("family {} could not attach: {error}", family.0);
                 exit(9)
-            };
-            role(participant, bus);
-            exit(0);
+            });
+            // A panic must not unwind into the parent's test harness.
+            let role = std::panic::AssertUnwindSafe(|| role(participant, bus));
+            exit(if std::panic::catch_unwind(role).is_ok() {
+                0
+            } else {
+                8
+            });
         }
+        // Both sides set the group: the parent may kill it before the child has run.
+        // SAFETY: moves the own child.
+        unsafe { libc::setpgid(pid, pid) };
         drop(socket);
         pid
     }

@@ -112,6 +112,8 @@ struct Worker<R> {
     children: Vec<Option<Child>>,
     /// On demand: the slot of the next instance, made ready before its event comes.
     ready: Option<Seat>,
+    /// An event whose instance could not be forked yet.
+    held: Option<(SlotIndex, Delivery)>,
     draining: bool,
     back_off: Duration,
     not_before: Option<Instant>,
@@ -134,6 +136,7 @@ impl<R: Runtime> Worker<R> {
             pid: std::process::id(),
             children: vec![None; usize::from(config.slots())],
             ready: None,
+            held: None,
             draining: false,
             back_off: BACK_OFF_MIN,
             not_before: None,
@@ -179,6 +182,9 @@ impl<R: Runtime> Worker<R> {
             return;
         }
         self.not_before = None;
+        if let Some((slot, delivery)) = self.held.take() {
+            self.fork(Seat::new(&self.bus, slot), Some(delivery));
+        }
         if self.on_demand() {
             while self.not_before.is_none()
                 && let Some(mut seat) = self.take_seat()
@@ -208,8 +214,11 @@ impl<R: Runtime> Worker<R> {
     /// The next free slot, made ready.
     fn take_seat(&mut self) -> Option<Seat> {
         self.ready.take().or_else(|| {
-            let free = self.children.iter().skip(1).position(Option::is_none)?;
-            Some(Seat::new(&self.bus, SlotIndex(free as u16 + 1)))
+            let held = self.held.map(|(slot, _)| slot);
+            let mut slots = (1..self.config.slots()).map(SlotIndex);
+            let free = slots
+                .find(|&slot| self.children[usize::from(slot.0)].is_none() && Some(slot) != held)?;
+            Some(Seat::new(&self.bus, free))
         })
     }
 

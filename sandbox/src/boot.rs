@@ -1,9 +1,9 @@
 //! What the agent hands to init: descriptors at fixed numbers, the rest as JSON in a memfd.
 
 use std::fs::File;
+use std::io;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::fd::{OwnedFd, RawFd};
-use std::io;
 
 use serde::{Deserialize, Serialize};
 

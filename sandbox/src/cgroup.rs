@@ -53,7 +53,10 @@ impl Cgroups {
         let hierarchies = hierarchies().unwrap_or_default();
         let name = directory_name(&spec.app, &app_dir.path);
         let limits_memory = spec.memory_limit_bytes.is_some()
-            || spec.workers.iter().any(|worker| worker.memory_limit_bytes.is_some());
+            || spec
+                .workers
+                .iter()
+                .any(|worker| worker.memory_limit_bytes.is_some());
         let wanted: Vec<(&Hierarchy, PathBuf)> = hierarchies
             .iter()
             .filter(|hierarchy| match hierarchy.name.as_str() {
@@ -68,7 +71,10 @@ impl Cgroups {
         let mut made = Vec::new();
         for (hierarchy, path) in &wanted {
             match make(path) {
-                Ok(directory) => made.push(Made { name: hierarchy.name.clone(), directory }),
+                Ok(directory) => made.push(Made {
+                    name: hierarchy.name.clone(),
+                    directory,
+                }),
                 Err(error) => {
                     let item = format!("cgroup {}", hierarchy.name);
                     let reason = format!("mkdir {}: {error}", path.display());
@@ -94,11 +100,15 @@ impl Cgroups {
 
     /// All of them with their names, in one order.
     pub(crate) fn all(&self) -> impl Iterator<Item = (&str, BorrowedFd<'_>)> {
-        self.made.iter().map(|made| (made.name.as_str(), made.directory.as_fd()))
+        self.made
+            .iter()
+            .map(|made| (made.name.as_str(), made.directory.as_fd()))
     }
 
     fn directory(&self, name: &str) -> Option<BorrowedFd<'_>> {
-        self.all().find(|(made, _)| *made == name).map(|(_, directory)| directory)
+        self.all()
+            .find(|(made, _)| *made == name)
+            .map(|(_, directory)| directory)
     }
 
     fn family_kill(&self) -> IsolationItem {
@@ -128,7 +138,9 @@ impl Cgroups {
                 return IsolationItem::off(item, reason, DELEGATE);
             }
         };
-        match limit.map_or(Ok(()), |limit| write_at(directory, file, &limit.to_string())) {
+        match limit.map_or(Ok(()), |limit| {
+            write_at(directory, file, &limit.to_string())
+        }) {
             Ok(()) => IsolationItem::on(item, file),
             Err(error) => IsolationItem::off(item, format!("{file}: {error}"), DELEGATE),
         }
@@ -142,9 +154,16 @@ pub(crate) struct Controller {
     pub(crate) v2_file: &'static str,
 }
 
-pub(crate) const MEMORY: Controller =
-    Controller { name: "memory", v1_file: "memory.limit_in_bytes", v2_file: "memory.max" };
-const PIDS: Controller = Controller { name: "pids", v1_file: "pids.max", v2_file: "pids.max" };
+pub(crate) const MEMORY: Controller = Controller {
+    name: "memory",
+    v1_file: "memory.limit_in_bytes",
+    v2_file: "memory.max",
+};
+const PIDS: Controller = Controller {
+    name: "pids",
+    v1_file: "pids.max",
+    v2_file: "pids.max",
+};
 
 /// The hierarchies of this machine that may serve us.
 pub(crate) fn hierarchies() -> io::Result<Vec<Hierarchy>> {
@@ -173,8 +192,15 @@ pub(crate) fn hierarchies() -> io::Result<Vec<Hierarchy>> {
         // Root's limits work from the top of v2; below a session's own processes the kernel
         // would refuse its controllers. Anybody else owns, at best, where it stands.
         let point = Path::new(point);
-        let base = if name == V2 && root { point.into() } else { own_directory(point, &own, name) };
-        found.push(Hierarchy { name: name.into(), base });
+        let base = if name == V2 && root {
+            point.into()
+        } else {
+            own_directory(point, &own, name)
+        };
+        found.push(Hierarchy {
+            name: name.into(),
+            base,
+        });
     }
     Ok(found)
 }
@@ -203,8 +229,10 @@ fn directory_name(app: &str, app_dir: &Path) -> String {
 /// Writes down what will be made, before it is made: whoever dies in between leaves its trace.
 fn record(app_dir: &AppDir, wanted: &[(&Hierarchy, PathBuf)]) -> Result<(), SandboxError> {
     let path = app_dir.cgroups_path();
-    let lines: String =
-        wanted.iter().map(|(_, directory)| format!("{}\n", directory.display())).collect();
+    let lines: String = wanted
+        .iter()
+        .map(|(_, directory)| format!("{}\n", directory.display()))
+        .collect();
     fs::write(&path, lines).map_err(SandboxError::run_dir("write", path))
 }
 
@@ -224,7 +252,11 @@ pub(crate) fn has_controller(directory: BorrowedFd<'_>, controller: &str) -> boo
     };
     if !has() {
         // Refused where it is not ours to give; the second look tells.
-        let _ = write_at(directory, "../cgroup.subtree_control", &format!("+{controller}"));
+        let _ = write_at(
+            directory,
+            "../cgroup.subtree_control",
+            &format!("+{controller}"),
+        );
     }
     has()
 }
@@ -257,7 +289,10 @@ pub(crate) fn remove(path: &Path) -> Result<(), SandboxError> {
         }
         if Instant::now() > deadline {
             let waited_ms = REMOVE_TIMEOUT.as_millis() as u64;
-            return Err(SandboxError::CgroupBusy { path: path.into(), waited_ms });
+            return Err(SandboxError::CgroupBusy {
+                path: path.into(),
+                waited_ms,
+            });
         }
         std::thread::sleep(Duration::from_millis(2));
     }
@@ -290,7 +325,10 @@ fn remove_tree(path: &Path) -> io::Result<()> {
 
 fn children(path: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(path).into_iter().flatten().flatten();
-    entries.filter(|e| e.file_type().is_ok_and(|kind| kind.is_dir())).map(|e| e.path()).collect()
+    entries
+        .filter(|e| e.file_type().is_ok_and(|kind| kind.is_dir()))
+        .map(|e| e.path())
+        .collect()
 }
 
 pub(crate) fn exists_at(directory: BorrowedFd<'_>, file: &str) -> bool {
@@ -305,13 +343,23 @@ pub(crate) fn exists_at(directory: BorrowedFd<'_>, file: &str) -> bool {
 
 pub(crate) fn write_at(directory: BorrowedFd<'_>, file: &str, text: &str) -> io::Result<()> {
     use rustix::fs::{Mode, OFlags, openat};
-    let fd = openat(directory, file, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let fd = openat(
+        directory,
+        file,
+        OFlags::WRONLY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
     rustix::io::write(fd, text.as_bytes())?;
     Ok(())
 }
 
 pub(crate) fn read_at(directory: BorrowedFd<'_>, file: &str) -> io::Result<String> {
     use rustix::fs::{Mode, OFlags, openat};
-    let fd = openat(directory, file, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let fd = openat(
+        directory,
+        file,
+        OFlags::RDONLY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
     io::read_to_string(File::from(fd))
 }

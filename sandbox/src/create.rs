@@ -82,7 +82,11 @@ fn start_locked(
     lock: &File,
 ) -> Result<OwnedFd, SandboxError> {
     let failed = |step: &'static str| {
-        move |source: io::Error| SandboxError::Spawn { app: spec.app.clone(), step, source }
+        move |source: io::Error| SandboxError::Spawn {
+            app: spec.app.clone(),
+            step,
+            source,
+        }
     };
     let socket = app_dir.bind_socket()?;
     let log = open_log(app_dir)?;
@@ -98,7 +102,13 @@ fn start_locked(
     let exe = File::open("/proc/self/exe").map_err(failed("open /proc/self/exe"))?;
     let inherited = [socket.as_fd(), lock.as_fd(), ready_end.as_fd()];
     let std_fds = [null.as_fd(), log.as_fd(), log.as_fd()];
-    let launch = Launch { spec, cgroups: &cgroups, exe: exe.as_fd(), std_fds, inherited };
+    let launch = Launch {
+        spec,
+        cgroups: &cgroups,
+        exe: exe.as_fd(),
+        std_fds,
+        inherited,
+    };
     let init = launch.first_granted(&report)?;
     drop(ready_end);
     wait_until_ready(app_dir, spec, &ready, &init)?;
@@ -108,9 +118,14 @@ fn start_locked(
 /// Init's own standard error: read when it fails, removed with the directory.
 fn open_log(app_dir: &AppDir) -> Result<File, SandboxError> {
     let path = app_dir.log_path();
-    let opened = OpenOptions::new().create(true).append(true).mode(0o600).open(&path);
+    let opened = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(&path);
     let log = opened.map_err(SandboxError::run_dir("open", &path))?;
-    log.set_len(0).map_err(SandboxError::run_dir("truncate", &path))?;
+    log.set_len(0)
+        .map_err(SandboxError::run_dir("truncate", &path))?;
     Ok(log)
 }
 
@@ -142,7 +157,11 @@ impl Launch<'_> {
                     && self.cgroups.v2().is_some()
                 {
                     let reason = format!("started outside: {error}");
-                    report.push(IsolationItem::off("cgroup v2", reason, "run the agent as root"));
+                    report.push(IsolationItem::off(
+                        "cgroup v2",
+                        reason,
+                        "run the agent as root",
+                    ));
                 }
                 match self.attempt(flags, cgroup, report) {
                     Ok(init) => return Ok(init),
@@ -171,7 +190,10 @@ impl Launch<'_> {
             cgroups: self.cgroups.all().map(|(name, _)| name.into()).collect(),
             isolation,
         };
-        let boot = boot.to_memfd().map_err(|source| SpawnError { step: "memfd", source })?;
+        let boot = boot.to_memfd().map_err(|source| SpawnError {
+            step: "memfd",
+            source,
+        })?;
         let [socket, lock, ready] = self.inherited;
         let mut fds = self.std_fds.to_vec();
         fds.extend([socket, lock, boot.as_fd(), ready]);
@@ -196,7 +218,11 @@ impl Launch<'_> {
 
     fn spawn_error(&self, error: SpawnError) -> SandboxError {
         let SpawnError { step, source } = error;
-        SandboxError::Spawn { app: self.spec.app.clone(), step, source }
+        SandboxError::Spawn {
+            app: self.spec.app.clone(),
+            step,
+            source,
+        }
     }
 }
 
@@ -224,7 +250,10 @@ fn wait_until_ready(
         (true, false) => words,
         (true, true) => format!("it ended ({end:?}): {}", log.trim()),
     };
-    Err(SandboxError::InitFailed { app: spec.app.clone(), reason })
+    Err(SandboxError::InitFailed {
+        app: spec.app.clone(),
+        reason,
+    })
 }
 
 /// Whether the descriptor became readable, or its other end hung up, within the time.

@@ -108,6 +108,10 @@ impl SandboxError {
         path: impl Into<PathBuf>,
     ) -> impl FnOnce(io::Error) -> SandboxError {
         let path = path.into();
-        move |source| SandboxError::RunDir { action, path, source }
+        move |source| SandboxError::RunDir {
+            action,
+            path,
+            source,
+        }
     }
 }

@@ -48,7 +48,10 @@ impl SandboxHandle {
     ) -> Result<SandboxHandle, SandboxError> {
         let app = spec.app.clone();
         let adopted = made.is_none();
-        let fenced = |source: io::Error| SandboxError::Fenced { app: app.clone(), source };
+        let fenced = |source: io::Error| SandboxError::Fenced {
+            app: app.clone(),
+            source,
+        };
         let control = app_dir.connect().map_err(fenced)?;
         check_peer(&control).map_err(fenced)?;
         let init_pidfd = match made {
@@ -95,7 +98,10 @@ impl SandboxHandle {
             return Err(unexpected(&self.app, &reply));
         };
         // Init knows its workers by their inner numbers; a pidfd tells ours.
-        let with_process = status.workers.iter_mut().filter(|worker| worker.pid.is_some());
+        let with_process = status
+            .workers
+            .iter_mut()
+            .filter(|worker| worker.pid.is_some());
         let mut pidfds = pidfds.iter();
         for worker in with_process {
             worker.pid = pidfds.next().and_then(pid_here);
@@ -126,7 +132,10 @@ impl SandboxHandle {
             let _ = pidfd_send_signal(&self.init_pidfd, Signal::KILL);
             if !wait_readable(&self.init_pidfd, END_GRACE) {
                 let waited_ms = (patience + END_GRACE).as_millis() as u64;
-                return Err(SandboxError::StillAlive { app: self.app.clone(), waited_ms });
+                return Err(SandboxError::StillAlive {
+                    app: self.app.clone(),
+                    waited_ms,
+                });
             }
         }
         self.reap();
@@ -158,7 +167,10 @@ fn ask(
     request: &Request,
     fds: &[BorrowedFd<'_>],
 ) -> Result<(Reply, Vec<OwnedFd>), SandboxError> {
-    let fenced = |source| SandboxError::Fenced { app: app.into(), source };
+    let fenced = |source| SandboxError::Fenced {
+        app: app.into(),
+        source,
+    };
     wire::send_json(control, request, fds).map_err(fenced)?;
     let received = wire::receive(control.as_fd()).map_err(fenced)?;
     let (bytes, fds) = received.ok_or_else(|| fenced(io::ErrorKind::ConnectionReset.into()))?;
@@ -176,23 +188,32 @@ fn unexpected(app: &str, reply: &Reply) -> SandboxError {
         Reply::Refused { reason } => reason.clone(),
         other => format!("{other:?}").chars().take(200).collect(),
     };
-    SandboxError::Protocol { app: app.into(), answer }
+    SandboxError::Protocol {
+        app: app.into(),
+        answer,
+    }
 }
 
 /// Only an init of our own user is spoken to.
 fn check_peer(control: &OwnedFd) -> io::Result<()> {
-    let peer = socket_peercred(control)?.uid;
-    if peer == rustix::process::geteuid() {
+    let peer = sys::peer_uid(control.as_fd())?;
+    if peer == rustix::process::geteuid().as_raw() {
         return Ok(());
     }
-    Err(io::Error::other(format!("the socket belongs to uid {}", peer.as_raw())))
+    Err(io::Error::other(format!(
+        "the socket belongs to uid {peer}"
+    )))
 }
 
 fn peer_process(control: &OwnedFd) -> io::Result<OwnedFd> {
     // Before Linux 6.5 the number must do: init cannot be reaped while we are connected to it,
     // or else the claim that follows fails.
-    sys::peer_pidfd(control.as_fd())
-        .or_else(|_| Ok(pidfd_open(socket_peercred(control)?.pid, PidfdFlags::empty())?))
+    sys::peer_pidfd(control.as_fd()).or_else(|_| {
+        Ok(pidfd_open(
+            socket_peercred(control)?.pid,
+            PidfdFlags::empty(),
+        )?)
+    })
 }
 
 /// The number in this process's pid namespace of the process behind a pidfd.

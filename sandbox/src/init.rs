@@ -26,7 +26,9 @@ const ARGUMENT: &str = "sandbox-init";
 /// Whether this process was started to be a sandbox's init.
 #[must_use]
 pub fn is_sandbox_init() -> bool {
-    std::env::args_os().nth(1).is_some_and(|argument| argument == ARGUMENT)
+    std::env::args_os()
+        .nth(1)
+        .is_some_and(|argument| argument == ARGUMENT)
 }
 
 /// Is a sandbox's init until the sandbox ends; the `main` of a program that creates sandboxes
@@ -87,5 +89,10 @@ fn inherit() -> io::Result<Option<Inherited>> {
         let directory = sys::inherited(number);
         cgroups.extend(directory.map(|directory| (name.clone(), directory)));
     }
-    Ok(Some(Inherited { socket, lock, cgroups, boot }))
+    Ok(Some(Inherited {
+        socket,
+        lock,
+        cgroups,
+        boot,
+    }))
 }

@@ -22,7 +22,9 @@ pub fn clean_up_dead(run_dir: &Path) -> Result<Vec<String>, SandboxError> {
     let mut removed = Vec::new();
     for entry in entries {
         let entry = entry.map_err(SandboxError::run_dir("list", run_dir))?;
-        let Ok(app) = entry.file_name().into_string() else { continue };
+        let Ok(app) = entry.file_name().into_string() else {
+            continue;
+        };
         // RUN may hold other things of the agent's: a sandbox's directory has a lock in it.
         if spec::check_app_name(&app).is_err() || !entry.path().join("lock").is_file() {
             continue;
@@ -36,7 +38,9 @@ pub fn clean_up_dead(run_dir: &Path) -> Result<Vec<String>, SandboxError> {
 
 /// Removes one application's leftovers; `false` if it is alive.
 pub(crate) fn clean_up(app_dir: &AppDir) -> Result<bool, SandboxError> {
-    let Locked::Free(lock) = app_dir.try_lock()? else { return Ok(false) };
+    let Locked::Free(lock) = app_dir.try_lock()? else {
+        return Ok(false);
+    };
     cgroup::remove_recorded(app_dir)?;
     app_dir.remove()?;
     drop(lock);

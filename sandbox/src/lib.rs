@@ -32,7 +32,10 @@ mod probe;
 mod run_dir;
 mod spec;
 mod status;
-#[expect(unsafe_code, reason = "the system calls that neither std nor rustix wraps")]
+#[expect(
+    unsafe_code,
+    reason = "the system calls that neither std nor rustix wraps"
+)]
 mod sys;
 mod wire;
 

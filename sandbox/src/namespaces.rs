@@ -34,13 +34,20 @@ pub(crate) fn wanted(isolation: &Isolation) -> u64 {
         isolation.network,
         isolation.cgroup,
     ];
-    NAMESPACES.iter().zip(wants).filter(|(_, want)| *want).map(|((_, flag), _)| flag).sum()
+    NAMESPACES
+        .iter()
+        .zip(wants)
+        .filter(|(_, want)| *want)
+        .map(|((_, flag), _)| flag)
+        .sum()
 }
 
 /// What to ask of clone3, one after the other, until something is granted: everything, everything
 /// in a user namespace, what works alone, nothing.
 pub(crate) fn attempts(wanted: u64) -> impl Iterator<Item = u64> {
-    let all = [wanted, wanted | USER].into_iter().filter(move |_| wanted != 0);
+    let all = [wanted, wanted | USER]
+        .into_iter()
+        .filter(move |_| wanted != 0);
     let subset = std::iter::once_with(move || granted(wanted)).filter(move |_| wanted != 0);
     all.chain(subset).chain([0])
 }
@@ -54,7 +61,11 @@ fn granted(wanted: u64) -> u64 {
             .fold(0, |set, (_, flag)| set | flag)
     };
     let (plain, in_user) = (works(0), works(USER));
-    if in_user.count_ones() > plain.count_ones() { in_user | USER } else { plain }
+    if in_user.count_ones() > plain.count_ones() {
+        in_user | USER
+    } else {
+        plain
+    }
 }
 
 /// Makes a child in these namespaces and lets it end.

@@ -27,7 +27,10 @@ pub struct Probe {
 /// stay.
 #[must_use]
 pub fn probe_isolation() -> Vec<Probe> {
-    let mut probes: Vec<Probe> = NAMESPACES.iter().map(|(name, flag)| namespace(name, *flag)).collect();
+    let mut probes: Vec<Probe> = NAMESPACES
+        .iter()
+        .map(|(name, flag)| namespace(name, *flag))
+        .collect();
     probes.push(probe(
         "user namespace",
         namespaces::try_namespace(USER),
@@ -55,7 +58,9 @@ pub fn probe_isolation() -> Vec<Probe> {
 
 fn namespace(name: &str, flag: u64) -> Probe {
     let plain = namespaces::try_namespace(flag);
-    let Err(refused) = plain else { return probe(name, Ok(()), "", "") };
+    let Err(refused) = plain else {
+        return probe(name, Ok(()), "", "");
+    };
     let in_user = namespaces::try_namespace(flag | USER);
     let reason = format!("in a user namespace ({refused} without one)");
     probe(name, in_user, &reason, namespaces::REMEDY)
@@ -71,13 +76,18 @@ fn in_namespaces(flags: u64, body: &dyn Fn() -> io::Result<()>) -> io::Result<()
 
 /// Makes a cgroup, lets a child live in it, kills it there, and removes the cgroup.
 fn cgroup_probe(hierarchy: &Hierarchy) -> Probe {
-    let path = hierarchy.base.join(format!("sandpipe-probe-{}", std::process::id()));
+    let path = hierarchy
+        .base
+        .join(format!("sandpipe-probe-{}", std::process::id()));
     let used = use_cgroup(hierarchy, &path);
     let removed = cgroup::remove(&path).map_err(|error| io::Error::other(error.to_string()));
     let (name, reason) = if hierarchy.name == V2 {
         let controllers = fs::read_to_string(hierarchy.base.join("cgroup.controllers"));
         let controllers = controllers.unwrap_or_default();
-        ("cgroup v2".to_string(), format!("controllers: {}", controllers.trim()))
+        (
+            "cgroup v2".to_string(),
+            format!("controllers: {}", controllers.trim()),
+        )
     } else {
         (format!("cgroup v1 {}", hierarchy.name), String::new())
     };
@@ -107,5 +117,10 @@ fn probe(name: &str, result: io::Result<()>, reason: &str, remedy: &str) -> Prob
         Ok(()) => (reason.to_string(), String::new()),
         Err(error) => (error.to_string(), remedy.to_string()),
     };
-    Probe { name: name.into(), ok, reason, remedy }
+    Probe {
+        name: name.into(),
+        ok,
+        reason,
+        remedy,
+    }
 }

@@ -71,7 +71,11 @@ impl AppDir {
     /// Tries to lock the directory. Never blocks.
     pub(crate) fn try_lock(&self) -> Result<Locked, SandboxError> {
         let path = self.lock_path();
-        let opened = OpenOptions::new().create(true).append(true).mode(0o600).open(&path);
+        let opened = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .mode(0o600)
+            .open(&path);
         let file = match opened {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Locked::Replaced),
@@ -86,7 +90,11 @@ impl AppDir {
         // guards nothing.
         let held = fstat(&file).map_err(|e| SandboxError::run_dir("stat", &path)(e.into()))?;
         let same = path.metadata().is_ok_and(|now| now.ino() == held.st_ino);
-        Ok(if same { Locked::Free(file) } else { Locked::Replaced })
+        Ok(if same {
+            Locked::Free(file)
+        } else {
+            Locked::Replaced
+        })
     }
 
     /// Binds the socket (mode 0600) without listening: init does that.
@@ -120,9 +128,12 @@ impl AppDir {
 
     /// Removes the directory; the caller holds its lock, which goes last.
     pub(crate) fn remove(&self) -> Result<(), SandboxError> {
-        for path in
-            [self.socket_path(), self.log_path(), self.cgroups_path(), self.lock_path()]
-        {
+        for path in [
+            self.socket_path(),
+            self.log_path(),
+            self.cgroups_path(),
+            self.lock_path(),
+        ] {
             match std::fs::remove_file(&path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
                     return Err(SandboxError::run_dir("remove", path)(error));
@@ -147,17 +158,28 @@ impl AppDir {
 
 fn seqpacket() -> io::Result<OwnedFd> {
     let (family, kind) = (AddressFamily::UNIX, SocketType::SEQPACKET);
-    Ok(rustix::net::socket_with(family, kind, SocketFlags::CLOEXEC, None)?)
+    Ok(rustix::net::socket_with(
+        family,
+        kind,
+        SocketFlags::CLOEXEC,
+        None,
+    )?)
 }
 
 /// Refuses a directory that somebody else owns or that others can enter.
 fn check_private(path: &Path) -> Result<(), SandboxError> {
-    let meta =
-        path.symlink_metadata().map_err(SandboxError::run_dir("look at the directory", path))?;
+    let meta = path
+        .symlink_metadata()
+        .map_err(SandboxError::run_dir("look at the directory", path))?;
     let uid = rustix::process::geteuid().as_raw();
     let mode = meta.mode() & 0o777;
     if meta.is_dir() && meta.uid() == uid && mode & 0o077 == 0 {
         return Ok(());
     }
-    Err(SandboxError::RunDirUnsafe { path: path.into(), owner: meta.uid(), mode, uid })
+    Err(SandboxError::RunDirUnsafe {
+        path: path.into(),
+        owner: meta.uid(),
+        mode,
+        uid,
+    })
 }

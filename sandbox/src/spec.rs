@@ -83,7 +83,14 @@ impl Isolation {
 
 impl Default for Isolation {
     fn default() -> Isolation {
-        Isolation { pid: true, mount: true, ipc: true, uts: true, network: true, cgroup: true }
+        Isolation {
+            pid: true,
+            mount: true,
+            ipc: true,
+            uts: true,
+            network: true,
+            cgroup: true,
+        }
     }
 }
 
@@ -93,7 +100,10 @@ impl SandboxSpec {
         let invalid = |reason: String| Err(SandboxError::InvalidSpec { reason });
         check_app_name(&self.app)?;
         if !self.run_dir.is_absolute() {
-            return invalid(format!("run_dir {} must be absolute", self.run_dir.display()));
+            return invalid(format!(
+                "run_dir {} must be absolute",
+                self.run_dir.display()
+            ));
         }
         for worker in &self.workers {
             let grain = &worker.grain;
@@ -101,7 +111,12 @@ impl SandboxSpec {
                 return invalid(format!("grain {grain}: command is empty"));
             }
             let env = worker.env.iter().flat_map(|(key, value)| [key, value]);
-            if worker.command.iter().chain(env).any(|text| text.contains('\0')) {
+            if worker
+                .command
+                .iter()
+                .chain(env)
+                .any(|text| text.contains('\0'))
+            {
                 return invalid(format!("grain {grain}: a NUL byte in command or env"));
             }
             if let Some((key, _)) = worker.env.iter().find(|(key, _)| key.contains('=')) {
@@ -109,7 +124,10 @@ impl SandboxSpec {
             }
             let paths = worker.working_dir.iter().chain(&worker.stderr_log);
             if let Some(path) = paths.into_iter().find(|path| !path.is_absolute()) {
-                return invalid(format!("grain {grain}: {} must be absolute", path.display()));
+                return invalid(format!(
+                    "grain {grain}: {} must be absolute",
+                    path.display()
+                ));
             }
         }
         Ok(())

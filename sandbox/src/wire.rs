@@ -47,19 +47,24 @@ pub(crate) enum Reply {
 }
 
 /// Sends one packet. Never raises SIGPIPE; on a non-blocking socket never blocks.
-pub(crate) fn send(
-    socket: BorrowedFd<'_>,
-    bytes: &[u8],
-    fds: &[BorrowedFd<'_>],
-) -> io::Result<()> {
-    assert!(fds.len() <= FDS_MAX, "{} descriptors in one message", fds.len());
+pub(crate) fn send(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+    assert!(
+        fds.len() <= FDS_MAX,
+        "{} descriptors in one message",
+        fds.len()
+    );
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     if !fds.is_empty() {
         let pushed = control.push(SendAncillaryMessage::ScmRights(fds));
         assert!(pushed, "the buffer holds FDS_MAX descriptors");
     }
-    sendmsg(socket, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL)?;
+    sendmsg(
+        socket,
+        &[IoSlice::new(bytes)],
+        &mut control,
+        SendFlags::NOSIGNAL,
+    )?;
     Ok(())
 }
 
@@ -83,8 +88,14 @@ pub(crate) fn receive(socket: BorrowedFd<'_>) -> io::Result<Option<(Vec<u8>, Vec
             fds.extend(received);
         }
     }
-    if message.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "a message was cut short"));
+    if message
+        .flags
+        .intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC)
+    {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "a message was cut short",
+        ));
     }
     if message.bytes == 0 {
         return Ok(None);

@@ -18,7 +18,11 @@ impl Backoff {
     /// Notes an end and returns the wait before the next start. `attached_for` is `None` if the
     /// worker never attached.
     pub(super) fn ended(&mut self, attached_for: Option<Duration>) -> Duration {
-        self.unattached = if attached_for.is_some() { 0 } else { self.unattached + 1 };
+        self.unattached = if attached_for.is_some() {
+            0
+        } else {
+            self.unattached + 1
+        };
         if attached_for.is_some_and(|lived| lived >= HEALTHY) {
             self.short_lives = 0;
         }
@@ -45,9 +49,13 @@ mod tests {
     #[test]
     fn the_wait_doubles_up_to_ten_seconds_and_starts_anew_after_ten_healthy_seconds() {
         let mut backoff = Backoff::default();
-        let waits: Vec<u128> =
-            (0..9).map(|_| backoff.ended(Some(Duration::ZERO)).as_millis()).collect();
-        assert_eq!(waits, [100, 200, 400, 800, 1600, 3200, 6400, 10_000, 10_000]);
+        let waits: Vec<u128> = (0..9)
+            .map(|_| backoff.ended(Some(Duration::ZERO)).as_millis())
+            .collect();
+        assert_eq!(
+            waits,
+            [100, 200, 400, 800, 1600, 3200, 6400, 10_000, 10_000]
+        );
         assert_eq!(backoff.ended(Some(HEALTHY)).as_millis(), 100);
         for _ in 0..100 {
             assert!(backoff.ended(None) <= DELAY_MAX);

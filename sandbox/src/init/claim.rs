@@ -6,14 +6,13 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::net::SocketFlags;
-use rustix::net::sockopt::socket_peercred;
 use sandpipe::FamilyIndex;
 
 use super::output::Sink;
 use super::participant::Participant;
 use super::supervisor::{Source, Supervisor};
 use crate::wire::{self, Reply, Request};
-use crate::{SandboxStatus, WorkerStatus};
+use crate::{SandboxStatus, WorkerStatus, sys};
 
 /// More than this, and the oldest that owns nothing is closed.
 const CONNECTIONS_MAX: usize = 32;
@@ -36,14 +35,21 @@ impl Supervisor {
     /// Lets a process of the same user in.
     pub(super) fn accept(&mut self) {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let Ok(socket) = rustix::net::accept_with(&self.listener, flags) else { return };
-        let own = rustix::process::geteuid();
-        if !socket_peercred(&socket).is_ok_and(|peer| peer.uid == own) {
+        let Ok(socket) = rustix::net::accept_with(&self.listener, flags) else {
+            return;
+        };
+        let own = rustix::process::geteuid().as_raw();
+        if !sys::peer_uid(socket.as_fd()).is_ok_and(|uid| uid == own) {
             return;
         }
         if self.connections.open.len() >= CONNECTIONS_MAX {
             let owner = self.connections.owner;
-            let oldest = self.connections.open.keys().copied().find(|id| Some(*id) != owner);
+            let oldest = self
+                .connections
+                .open
+                .keys()
+                .copied()
+                .find(|id| Some(*id) != owner);
             oldest.and_then(|id| self.connections.open.remove(&id));
         }
         self.connections.last_id += 1;
@@ -55,7 +61,9 @@ impl Supervisor {
 
     /// Answers one request.
     pub(super) fn serve_connection(&mut self, id: u32) {
-        let Some(socket) = self.connections.open.get(&id) else { return };
+        let Some(socket) = self.connections.open.get(&id) else {
+            return;
+        };
         let (message, fds) = match wire::receive(socket.as_fd()) {
             Ok(Some(received)) => received,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
@@ -92,8 +100,10 @@ impl Supervisor {
         self.agent_log = fds.into_iter().next().map(Sink::of_agent);
         self.connections.owner = Some(id);
         self.connections.epoch += 1;
-        let reply =
-            Reply::Claimed { epoch: self.connections.epoch, spec_hash: self.spec_hash };
+        let reply = Reply::Claimed {
+            epoch: self.connections.epoch,
+            spec_hash: self.spec_hash,
+        };
         self.reply(id, &reply, &[theirs.as_fd()])
     }
 
@@ -102,7 +112,9 @@ impl Supervisor {
         let workers = self.workers.iter().map(|worker| WorkerStatus {
             grain: worker.spec.grain.clone(),
             state: worker.state(tail_bytes),
-            pid: worker.process().map(|process| process.pid.as_raw_nonzero().get().cast_unsigned()),
+            pid: worker
+                .process()
+                .map(|process| process.pid.as_raw_nonzero().get().cast_unsigned()),
             restarts: worker.restarts,
         });
         let status = SandboxStatus {
@@ -113,17 +125,29 @@ impl Supervisor {
             isolation: self.isolation.clone(),
         };
         let processes = self.workers.iter().filter_map(|worker| worker.process());
-        let pidfds: Vec<_> =
-            processes.take(wire::FDS_MAX).map(|process| process.pidfd.as_fd()).collect();
+        let pidfds: Vec<_> = processes
+            .take(wire::FDS_MAX)
+            .map(|process| process.pidfd.as_fd())
+            .collect();
         self.reply(id, &Reply::Status(status), &pidfds)
     }
 
     fn refuse(&self, id: u32, reason: &str) -> io::Result<()> {
-        self.reply(id, &Reply::Refused { reason: reason.into() }, &[])
+        self.reply(
+            id,
+            &Reply::Refused {
+                reason: reason.into(),
+            },
+            &[],
+        )
     }
 
     fn reply(&self, id: u32, reply: &Reply, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
-        let socket = self.connections.open.get(&id).ok_or(io::ErrorKind::NotConnected)?;
+        let socket = self
+            .connections
+            .open
+            .get(&id)
+            .ok_or(io::ErrorKind::NotConnected)?;
         wire::send_json(socket, reply, fds)
     }
 

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{Mode, OFlags, mkdirat, openat};
+use rustix::fs::{AtFlags, Mode, OFlags, mkdirat, openat, unlinkat};
 use rustix::io::Errno;
 use rustix::process::Pid;
 
@@ -22,6 +22,8 @@ pub(super) struct FamilyCgroups {
 /// Where one family lives.
 #[derive(Debug, Default)]
 pub(super) struct Cage {
+    /// The name of its directories.
+    name: String,
     /// Its v2 directory; without one the family is found through /proc.
     pub(super) v2: Option<OwnedFd>,
     /// The v1 files to enter before the exec.
@@ -62,24 +64,41 @@ impl FamilyCgroups {
             IsolationItem::on("worker memory limit", "")
         } else {
             let remedy = "run the agent as root, or delegate the memory controller to it";
-            IsolationItem::off("worker memory limit", "no cgroup with the controller", remedy)
+            IsolationItem::off(
+                "worker memory limit",
+                "no cgroup with the controller",
+                remedy,
+            )
         });
         found
     }
 
-    /// Makes the directories of one family and writes its limit.
+    /// Makes the directories of a family's next incarnation and writes its limit.
     ///
-    /// What is refused is left out: `new` has reported what could be foreseen.
-    pub(super) fn cage(&self, family: u16, memory_limit_bytes: Option<u64>) -> Cage {
-        let name = format!("w{family}");
+    /// Never the old directory again: Linux (6.18 at least) kills a process that is born into a
+    /// cgroup whose `cgroup.kill` was ever written. What is refused is left out: `new` has reported
+    /// what could be foreseen.
+    pub(super) fn cage(
+        &self,
+        family: u16,
+        incarnation: u64,
+        memory_limit_bytes: Option<u64>,
+    ) -> Cage {
+        let name = format!("w{family}-{incarnation}");
         let limit = memory_limit_bytes.map(|bytes| bytes.to_string());
-        let v2 = self.v2.as_ref().and_then(|parent| child(parent.as_fd(), &name).ok());
+        let v2 = self
+            .v2
+            .as_ref()
+            .and_then(|parent| child(parent.as_fd(), &name).ok());
         if let (true, Some(v2), Some(limit)) = (self.v2_memory, &v2, &limit) {
-            complain(MEMORY.v2_file, cgroup::write_at(v2.as_fd(), MEMORY.v2_file, limit));
-            return Cage { v2: Some(v2.try_clone().expect("a descriptor more")), enter: vec![] };
+            complain(
+                MEMORY.v2_file,
+                cgroup::write_at(v2.as_fd(), MEMORY.v2_file, limit),
+            );
         }
         let mut enter = Vec::new();
-        if let (Some(parent), Some(limit)) = (&self.v1_memory, &limit) {
+        let v1_memory = self.v1_memory.as_ref().filter(|_| !self.v2_memory);
+        if let (Some(parent), Some(limit)) = (v1_memory, &limit) {
             let entered = child(parent.as_fd(), &name).and_then(|directory| {
                 cgroup::write_at(directory.as_fd(), MEMORY.v1_file, limit)?;
                 let flags = OFlags::WRONLY | OFlags::CLOEXEC;
@@ -88,7 +107,20 @@ impl FamilyCgroups {
             });
             complain(MEMORY.v1_file, entered);
         }
-        Cage { v2, enter }
+        Cage { name, v2, enter }
+    }
+
+    /// Removes the directories of a family that is gone. What stays goes with the sandbox.
+    pub(super) fn remove(&self, cage: &mut Cage) {
+        let cage = std::mem::take(cage);
+        for parent in self
+            .v2
+            .iter()
+            .chain(&self.v1_memory)
+            .filter(|_| !cage.name.is_empty())
+        {
+            let _ = unlinkat(parent, &cage.name, AtFlags::REMOVEDIR);
+        }
     }
 }
 
@@ -106,8 +138,9 @@ impl Cage {
             return false;
         }
         // A directory that cannot be read is gone, and with it whatever was in it.
-        cgroup::read_at(v2, "cgroup.events")
-            .map_or(true, |events| events.lines().any(|line| line == "populated 0"))
+        cgroup::read_at(v2, "cgroup.events").map_or(true, |events| {
+            events.lines().any(|line| line == "populated 0")
+        })
     }
 }
 

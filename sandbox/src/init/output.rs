@@ -24,26 +24,37 @@ impl Sink {
         // Its flags are shared with the agent, so it is opened anew to be non-blocking.
         let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
         let own = Sink::open(Path::new(&path), OFlags::empty());
-        Sink { fd: own.unwrap_or(fd) }
+        Sink {
+            fd: own.unwrap_or(fd),
+        }
     }
 
     /// A log file, appended to.
     pub(super) fn file(path: &Path) -> io::Result<Sink> {
-        Ok(Sink { fd: Sink::open(path, OFlags::CREATE)? })
+        Ok(Sink {
+            fd: Sink::open(path, OFlags::CREATE)?,
+        })
     }
 
     fn open(path: &Path, extra: OFlags) -> io::Result<OwnedFd> {
         let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::NONBLOCK | OFlags::NOCTTY;
-        Ok(open(path, flags | OFlags::CLOEXEC | extra, Mode::RUSR | Mode::WUSR)?)
+        Ok(open(
+            path,
+            flags | OFlags::CLOEXEC | extra,
+            Mode::RUSR | Mode::WUSR,
+        )?)
     }
 
     pub(super) fn write(&self, mut bytes: &[u8]) {
         use rustix::event::{PollFd, PollFlags, Timespec, poll};
         while !bytes.is_empty() {
-            let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+            let now = Timespec {
+                tv_sec: 0,
+                tv_nsec: 0,
+            };
             let mut ask = [PollFd::new(&self.fd, PollFlags::OUT)];
-            let writable = poll(&mut ask, Some(&now)).is_ok()
-                && ask[0].revents().contains(PollFlags::OUT);
+            let writable =
+                poll(&mut ask, Some(&now)).is_ok() && ask[0].revents().contains(PollFlags::OUT);
             if !writable {
                 return;
             }
@@ -65,6 +76,9 @@ pub(super) struct Output {
     tail: VecDeque<u8>,
     /// Not passed on yet: the last start failed, and the same complaint is not repeated.
     held_back: bool,
+    /// Some of it came while no agent was there to read it.
+    unseen: bool,
+    /// What the last failed start wrote, if somebody saw it.
     last_complaint: Vec<u8>,
 }
 
@@ -74,6 +88,7 @@ impl Output {
         self.pipe = Some(pipe);
         self.tail.clear();
         self.held_back = hold_back;
+        self.unseen = false;
     }
 
     /// Takes what has been written; `false` once nobody can write any more.
@@ -96,7 +111,7 @@ impl Output {
     /// The worker works: what it wrote so far is passed on, and all that follows.
     pub(super) fn release(&mut self, sink: Option<&Sink>) {
         if std::mem::take(&mut self.held_back) {
-            pass_on(sink, &self.tail_bytes());
+            self.pass_on(sink, &self.tail_bytes());
         }
     }
 
@@ -114,9 +129,9 @@ impl Output {
         let tail = self.tail_bytes();
         let complaint = without_digits(&tail);
         if std::mem::take(&mut self.held_back) && complaint != self.last_complaint {
-            pass_on(sink, &tail);
+            self.pass_on(sink, &tail);
         }
-        self.last_complaint = complaint;
+        self.last_complaint = if self.unseen { Vec::new() } else { complaint };
         String::from_utf8_lossy(&tail).into_owned()
     }
 
@@ -125,7 +140,14 @@ impl Output {
         let surplus = self.tail.len().saturating_sub(TAIL_BYTES);
         self.tail.drain(..surplus);
         if !self.held_back {
-            pass_on(sink, bytes);
+            self.pass_on(sink, bytes);
+        }
+    }
+
+    fn pass_on(&mut self, sink: Option<&Sink>, bytes: &[u8]) {
+        match sink {
+            Some(sink) => sink.write(bytes),
+            None => self.unseen |= !bytes.is_empty(),
         }
     }
 
@@ -138,15 +160,13 @@ impl Output {
     }
 }
 
-fn pass_on(sink: Option<&Sink>, bytes: &[u8]) {
-    if let Some(sink) = sink {
-        sink.write(bytes);
-    }
-}
-
 /// Process ids, times and addresses differ from one failure to the next; the complaint does not.
 fn without_digits(bytes: &[u8]) -> Vec<u8> {
-    bytes.iter().copied().filter(|byte| !byte.is_ascii_digit()).collect()
+    bytes
+        .iter()
+        .copied()
+        .filter(|byte| !byte.is_ascii_digit())
+        .collect()
 }
 
 #[cfg(test)]
@@ -156,12 +176,12 @@ mod tests {
 
     use super::*;
 
-    fn write_once(output: &mut Output, sink: &Sink, held_back: bool, text: &str) -> String {
+    fn write_once(output: &mut Output, sink: Option<&Sink>, held_back: bool, text: &str) -> String {
         let (reader, writer) = rustix::pipe::pipe().unwrap();
         rustix::io::ioctl_fionbio(&reader, true).unwrap();
         output.begin(reader, held_back);
         fs::File::from(writer).write_all(text.as_bytes()).unwrap();
-        output.end(Some(sink))
+        output.end(sink)
     }
 
     #[test]
@@ -170,10 +190,28 @@ mod tests {
         let path = directory.path().join("log");
         let sink = Sink::file(&path).unwrap();
         let mut output = Output::default();
-        write_once(&mut output, &sink, false, "pid 7: no module\n");
-        write_once(&mut output, &sink, true, "pid 8: no module\n");
-        assert_eq!(write_once(&mut output, &sink, true, "syntax\n"), "syntax\n");
-        assert_eq!(fs::read_to_string(path).unwrap(), "pid 7: no module\nsyntax\n");
+        write_once(&mut output, Some(&sink), false, "pid 7: no module\n");
+        write_once(&mut output, Some(&sink), true, "pid 8: no module\n");
+        assert_eq!(
+            write_once(&mut output, Some(&sink), true, "syntax\n"),
+            "syntax\n"
+        );
+        assert_eq!(
+            fs::read_to_string(path).unwrap(),
+            "pid 7: no module\nsyntax\n"
+        );
+    }
+
+    #[test]
+    fn a_complaint_that_nobody_saw_is_passed_on_when_it_comes_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("log");
+        let sink = Sink::file(&path).unwrap();
+        let mut output = Output::default();
+        write_once(&mut output, None, false, "no module\n");
+        write_once(&mut output, Some(&sink), true, "no module\n");
+        write_once(&mut output, Some(&sink), true, "no module\n");
+        assert_eq!(fs::read_to_string(path).unwrap(), "no module\n");
     }
 
     #[test]
@@ -186,7 +224,10 @@ mod tests {
         }
         output.take(b"end", Some(&sink));
         let tail = output.tail_bytes();
-        assert_eq!((tail.len(), &tail[TAIL_BYTES - 3..]), (TAIL_BYTES, b"end".as_slice()));
+        assert_eq!(
+            (tail.len(), &tail[TAIL_BYTES - 3..]),
+            (TAIL_BYTES, b"end".as_slice())
+        );
         drop(reader);
     }
 }

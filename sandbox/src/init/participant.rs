@@ -36,7 +36,15 @@ impl Participant {
         let (socket, other) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
         // Only this half: the process at the other end waits for its answers.
         rustix::io::ioctl_fionbio(&socket, true)?;
-        Ok((Participant { family, socket, member: false, behind: false }, other))
+        Ok((
+            Participant {
+                family,
+                socket,
+                member: false,
+                behind: false,
+            },
+            other,
+        ))
     }
 
     /// Handles the next message, if there is one. Never blocks.

@@ -38,8 +38,12 @@ impl Tree {
         let mut processes = BTreeMap::new();
         for entry in fs::read_dir("/proc").ok()?.flatten() {
             let name = entry.file_name();
-            let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else { continue };
-            let Ok(status) = fs::read_to_string(entry.path().join("status")) else { continue };
+            let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else {
+                continue;
+            };
+            let Ok(status) = fs::read_to_string(entry.path().join("status")) else {
+                continue;
+            };
             if let Some(process) = parse_status(&status) {
                 processes.insert(pid, process);
             }
@@ -50,7 +54,9 @@ impl Tree {
     fn strays<'t>(&'t self, living: &'t [Pid]) -> impl Iterator<Item = Pid> + 't {
         self.processes.iter().filter_map(move |(pid, process)| {
             let is_living = |process: &Process| {
-                living.iter().any(|living| living.as_raw_nonzero().get() == process.inner)
+                living
+                    .iter()
+                    .any(|living| living.as_raw_nonzero().get() == process.inner)
             };
             let mut ancestor = (*pid, process);
             // A tree that changes while it is read may hold a loop: its depth is bounded.
@@ -96,8 +102,10 @@ mod tests {
             ]),
         };
         let living = [Pid::from_raw(11).unwrap()];
-        let strays: Vec<i32> =
-            tree.strays(&living).map(|pid| pid.as_raw_nonzero().get()).collect();
+        let strays: Vec<i32> = tree
+            .strays(&living)
+            .map(|pid| pid.as_raw_nonzero().get())
+            .collect();
         assert_eq!(strays, [13, 14]);
     }
 }

@@ -23,14 +23,27 @@ pub(super) fn furnish(boot: &Boot, cgroups: &[(String, OwnedFd)]) -> Vec<Isolati
     let proc = if mounts { private_proc() } else { Ok(()) };
     let masked = "a container that masks parts of /proc forbids a new one: unmask it";
     add("private /proc", mounts, proc, masked);
-    let name = if has(UTS) { host_name(&boot.spec.app) } else { Ok(()) };
+    let name = if has(UTS) {
+        host_name(&boot.spec.app)
+    } else {
+        Ok(())
+    };
     add("host name", has(UTS), name, "");
-    let loopback = if has(NETWORK) { sys::loopback_up() } else { Ok(()) };
+    let loopback = if has(NETWORK) {
+        sys::loopback_up()
+    } else {
+        Ok(())
+    };
     add("loopback", has(NETWORK), loopback, "");
     for (name, directory) in cgroups.iter().filter(|(name, _)| name != cgroup::V2) {
         // Everything that init starts from here on inherits it.
         let entered = cgroup::write_at(directory.as_fd(), "cgroup.procs", "0");
-        add(&format!("cgroup v1 {name}"), true, entered, "run the agent as root");
+        add(
+            &format!("cgroup v1 {name}"),
+            true,
+            entered,
+            "run the agent as root",
+        );
     }
     if !has(PID) {
         // Orphans come to init instead of the host's pid 1.
@@ -45,12 +58,17 @@ pub(super) fn furnish(boot: &Boot, cgroups: &[(String, OwnedFd)]) -> Vec<Isolati
 ///
 /// Makes only system calls, so that a probe may call it in a bare child.
 pub(crate) fn private_proc() -> io::Result<()> {
-    mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE)?;
+    mount_change(
+        "/",
+        MountPropagationFlags::REC | MountPropagationFlags::PRIVATE,
+    )?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     Ok(mount(c"proc", c"/proc", c"proc", flags, None)?)
 }
 
 fn host_name(app: &str) -> io::Result<()> {
     // An underscore is no host name's.
-    Ok(rustix::system::sethostname(app.replace('_', "-").as_bytes())?)
+    Ok(rustix::system::sethostname(
+        app.replace('_', "-").as_bytes(),
+    )?)
 }

@@ -18,7 +18,11 @@ pub(super) struct Ending {
 
 impl Ending {
     pub(super) fn next_step(&self) -> Instant {
-        if self.killed { self.leave_at() } else { self.kill_at }
+        if self.killed {
+            self.leave_at()
+        } else {
+            self.kill_at
+        }
     }
 
     fn leave_at(&self) -> Instant {
@@ -34,7 +38,10 @@ impl Supervisor {
         }
         // A time limit of years is none that matters here.
         let timeout = timeout.min(Duration::from_secs(3600));
-        self.ending = Some(Ending { kill_at: Instant::now() + timeout, killed: false });
+        self.ending = Some(Ending {
+            kill_at: Instant::now() + timeout,
+            killed: false,
+        });
         for worker in &self.workers {
             worker.signal(Signal::TERM);
         }
@@ -43,7 +50,11 @@ impl Supervisor {
     /// Takes the next step of a shutdown when its time has come.
     pub(super) fn go_on_ending(&mut self) {
         let now = Instant::now();
-        if let Some(ending) = self.ending.as_mut().filter(|e| !e.killed && e.kill_at <= now) {
+        if let Some(ending) = self
+            .ending
+            .as_mut()
+            .filter(|e| !e.killed && e.kill_at <= now)
+        {
             ending.killed = true;
             for worker in &self.workers {
                 worker.signal(Signal::KILL);
@@ -53,8 +64,13 @@ impl Supervisor {
 
     /// Whether init may leave: every family is gone, or does not go even when killed.
     pub(super) fn has_ended(&self) -> bool {
-        let Some(ending) = &self.ending else { return false };
-        let stopped = self.workers.iter().all(|worker| matches!(worker.phase, Phase::Stopped));
+        let Some(ending) = &self.ending else {
+            return false;
+        };
+        let stopped = self
+            .workers
+            .iter()
+            .all(|worker| matches!(worker.phase, Phase::Stopped));
         if !stopped && Instant::now() < ending.leave_at() {
             return false;
         }

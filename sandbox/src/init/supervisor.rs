@@ -83,12 +83,21 @@ impl Source {
 impl Supervisor {
     /// Furnishes the sandbox and begins to listen; starts no worker yet.
     pub(super) fn new(inherited: Inherited) -> io::Result<Supervisor> {
-        let Inherited { socket, lock, cgroups, boot } = inherited;
+        let Inherited {
+            socket,
+            lock,
+            cgroups,
+            boot,
+        } = inherited;
         // Before anything is started: a child that ends early must not go unseen.
         let signals = Signals::open()?;
         rustix::thread::set_name(c"sandpipe-init")?;
         let mut isolation = setup::furnish(&boot, &cgroups);
-        let limits = boot.spec.workers.iter().any(|w| w.memory_limit_bytes.is_some());
+        let limits = boot
+            .spec
+            .workers
+            .iter()
+            .any(|w| w.memory_limit_bytes.is_some());
         let cgroups = FamilyCgroups::new(cgroups, limits, &mut isolation);
         let topology = Topology::decode(&boot.spec.topology)
             .map_err(|error| io::Error::other(format!("topology: {error}")))?;
@@ -99,7 +108,9 @@ impl Supervisor {
         }
         let guardian = Guardian::new(topology)?;
         let workers = (1..).zip(boot.spec.workers);
-        let workers = workers.map(|(i, spec)| Worker::new(FamilyIndex(i), spec)).collect();
+        let workers = workers
+            .map(|(i, spec)| Worker::new(FamilyIndex(i), spec))
+            .collect();
         rustix::io::ioctl_fionbio(&socket, true)?;
         rustix::net::listen(&socket, BACKLOG)?;
         let supervisor = Supervisor {
@@ -132,7 +143,10 @@ impl Supervisor {
                 return Ok(());
             }
             // One event at a time: none can be about something that the one before has closed.
-            let mut events = [epoll::Event { flags: epoll::EventFlags::empty(), data: NO_DATA }];
+            let mut events = [epoll::Event {
+                flags: epoll::EventFlags::empty(),
+                data: NO_DATA,
+            }];
             let timeout = self.timeout();
             match epoll::wait(&self.epoll, &mut events, timeout.as_ref()) {
                 Ok(0) | Err(rustix::io::Errno::INTR) => {}
@@ -170,7 +184,10 @@ impl Supervisor {
             }
         }
         while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
-            let worker = self.workers.iter_mut().find(|worker| worker.is_process(pid));
+            let worker = self
+                .workers
+                .iter_mut()
+                .find(|worker| worker.is_process(pid));
             match worker {
                 Some(worker) => worker.reaped(status),
                 None => self.orphans_reaped += 1,
@@ -207,7 +224,10 @@ impl Supervisor {
 
     /// Tells everybody about a family's new segment, and wakes the idle so that they look.
     fn tell_others(&mut self, family: FamilyIndex) {
-        let lines = self.workers.iter_mut().filter_map(|worker| worker.line.as_mut());
+        let lines = self
+            .workers
+            .iter_mut()
+            .filter_map(|worker| worker.line.as_mut());
         for participant in lines.chain(&mut self.agent) {
             participant.tell_about(&self.guardian, family);
         }
@@ -215,19 +235,26 @@ impl Supervisor {
     }
 
     fn do_what_is_due(&mut self) {
-        let living: Vec<Pid> =
-            self.workers.iter().filter_map(|worker| Some(worker.process()?.pid)).collect();
+        let living: Vec<Pid> = self
+            .workers
+            .iter()
+            .filter_map(|worker| Some(worker.process()?.pid))
+            .collect();
         let now = Instant::now();
         for index in 0..self.workers.len() {
             let worker = &mut self.workers[index];
-            worker.clear(&living, &mut self.guardian, self.agent_log.as_ref());
+            let log = self.agent_log.as_ref();
+            worker.clear(&living, &self.cgroups, &mut self.guardian, log);
             match worker.phase {
                 Phase::Waiting(_) if self.ending.is_some() => worker.phase = Phase::Stopped,
                 Phase::Waiting(until) if until <= now => self.start_worker(index),
                 _ => {}
             }
         }
-        let lines = self.workers.iter_mut().filter_map(|worker| worker.line.as_mut());
+        let lines = self
+            .workers
+            .iter_mut()
+            .filter_map(|worker| worker.line.as_mut());
         for participant in lines.chain(&mut self.agent).filter(|p| p.is_behind()) {
             participant.tell_all(&self.guardian);
         }
@@ -262,8 +289,14 @@ impl Supervisor {
             Phase::Waiting(until) => Some(until),
             _ => None,
         });
-        let lines = self.workers.iter().filter_map(|worker| worker.line.as_ref());
-        let behind = lines.chain(&self.agent).any(Participant::is_behind).then_some(soon);
+        let lines = self
+            .workers
+            .iter()
+            .filter_map(|worker| worker.line.as_ref());
+        let behind = lines
+            .chain(&self.agent)
+            .any(Participant::is_behind)
+            .then_some(soon);
         let ending = self.ending.as_ref().map(Ending::next_step);
         let next = of_workers.chain(behind).chain(ending).min()?;
         Timespec::try_from(next.saturating_duration_since(now)).ok()

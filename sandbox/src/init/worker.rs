@@ -59,7 +59,9 @@ impl Worker {
     pub(super) fn new(family: FamilyIndex, spec: WorkerSpec) -> Worker {
         let log = spec.stderr_log.as_ref().and_then(|path| {
             let opened = Sink::file(path);
-            opened.inspect_err(|e| eprintln!("sandbox init: {}: {e}", path.display())).ok()
+            opened
+                .inspect_err(|e| eprintln!("sandbox init: {}: {e}", path.display()))
+                .ok()
         });
         Worker {
             family,
@@ -78,7 +80,7 @@ impl Worker {
 
     /// Makes the family's segment and starts the process. A failure counts as its end.
     pub(super) fn start(&mut self, cgroups: &FamilyCgroups, guardian: &mut Guardian) {
-        self.cage = cgroups.cage(self.family.0, self.spec.memory_limit_bytes);
+        self.cage = cgroups.cage(self.family.0, self.restarts, self.spec.memory_limit_bytes);
         match self.try_start(guardian) {
             Ok(process) => self.phase = Phase::Starting(process),
             Err(reason) => {
@@ -90,7 +92,9 @@ impl Worker {
     }
 
     fn try_start(&mut self, guardian: &mut Guardian) -> Result<Process, String> {
-        guardian.make_family(self.family).map_err(|error| format!("its memory: {error}"))?;
+        guardian
+            .make_family(self.family)
+            .map_err(|error| format!("its memory: {error}"))?;
         let (line, theirs) = Participant::pair(self.family).map_err(|e| e.to_string())?;
         let flags = rustix::pipe::PipeFlags::CLOEXEC;
         let (output, writer) = rustix::pipe::pipe_with(flags).map_err(|e| e.to_string())?;
@@ -123,7 +127,10 @@ impl Worker {
             started = sys::spawn(&plan);
         }
         let (pid, pidfd) = started.map_err(|error| {
-            format!("could not be started: {error} ({})", self.spec.command.join(" "))
+            format!(
+                "could not be started: {error} ({})",
+                self.spec.command.join(" ")
+            )
         })?;
         if born_outside {
             self.cage.v2 = None;
@@ -132,10 +139,15 @@ impl Worker {
     }
 
     fn argv(&self) -> Result<Vec<CString>, String> {
-        let (program, arguments) =
-            self.spec.command.split_first().ok_or("its command is empty")?;
+        let (program, arguments) = self
+            .spec
+            .command
+            .split_first()
+            .ok_or("its command is empty")?;
         let program = self.find_program(program)?;
-        let arguments = arguments.iter().map(|argument| c_string(argument.as_bytes()));
+        let arguments = arguments
+            .iter()
+            .map(|argument| c_string(argument.as_bytes()));
         Ok(std::iter::once(program).chain(arguments).collect())
     }
 
@@ -144,7 +156,9 @@ impl Worker {
             return Ok(c_string(program.as_bytes()));
         }
         let path = self.path();
-        let candidates = path.split(':').map(|directory| Path::new(directory).join(program));
+        let candidates = path
+            .split(':')
+            .map(|directory| Path::new(directory).join(program));
         candidates
             .into_iter()
             .find(|file| rustix::fs::access(file, rustix::fs::Access::EXEC_OK).is_ok())
@@ -154,8 +168,12 @@ impl Worker {
 
     fn env(&self) -> Vec<CString> {
         let pair = |key: &str, value: &str| c_string(format!("{key}={value}").as_bytes());
-        let mut env: Vec<CString> =
-            self.spec.env.iter().map(|(key, value)| pair(key, value)).collect();
+        let mut env: Vec<CString> = self
+            .spec
+            .env
+            .iter()
+            .map(|(key, value)| pair(key, value))
+            .collect();
         if !self.spec.env.iter().any(|(key, _)| key == "PATH") {
             env.push(pair("PATH", DEFAULT_PATH));
         }
@@ -213,13 +231,17 @@ impl Worker {
     pub(super) fn clear(
         &mut self,
         living: &[Pid],
+        cgroups: &FamilyCgroups,
         guardian: &mut Guardian,
         agent_log: Option<&Sink>,
     ) {
-        let Phase::Clearing { attached_for } = self.phase else { return };
+        let Phase::Clearing { attached_for } = self.phase else {
+            return;
+        };
         if !self.cage.clear(living) {
             return;
         }
+        cgroups.remove(&mut self.cage);
         self.last_tail = self.output.end(self.log.as_ref().or(agent_log));
         guardian.repair_family(self.family);
         let wait = self.backoff.ended(attached_for);
@@ -245,10 +267,17 @@ impl Worker {
                 let last_exit = self.last_exit.clone();
                 let stderr_tail = end_of(&self.last_tail, tail_bytes).to_string();
                 match self.backoff.failed_starts() {
-                    None => WorkerState::Backoff { retry_in_ms, last_exit, stderr_tail },
-                    Some(attempts) => {
-                        WorkerState::Failed { retry_in_ms, attempts, last_exit, stderr_tail }
-                    }
+                    None => WorkerState::Backoff {
+                        retry_in_ms,
+                        last_exit,
+                        stderr_tail,
+                    },
+                    Some(attempts) => WorkerState::Failed {
+                        retry_in_ms,
+                        attempts,
+                        last_exit,
+                        stderr_tail,
+                    },
                 }
             }
         }
@@ -262,17 +291,28 @@ fn c_string(bytes: &[u8]) -> CString {
 /// The last `bytes` of a text, from a character's beginning.
 fn end_of(text: &str, bytes: usize) -> &str {
     let from = text.len().saturating_sub(bytes);
-    let from = (from..=text.len()).find(|at| text.is_char_boundary(*at)).unwrap_or(text.len());
+    let from = (from..=text.len())
+        .find(|at| text.is_char_boundary(*at))
+        .unwrap_or(text.len());
     &text[from..]
 }
 
 fn describe(status: WaitStatus) -> String {
-    match (status.exit_status(), status.terminating_signal()) {
-        (Some(code), _) => format!("exit code {code}"),
-        (None, Some(number)) => match Signal::from_named_raw(number) {
-            Some(signal) => format!("killed by {signal:?}").replace("Signal::", ""),
-            None => format!("killed by signal {number}"),
-        },
-        (None, None) => "ended".into(),
-    }
+    let Some(number) = status.terminating_signal() else {
+        return format!("exit code {}", status.exit_status().unwrap_or(-1));
+    };
+    let names = [
+        (Signal::ABORT, "SIGABRT"),
+        (Signal::BUS, "SIGBUS"),
+        (Signal::ILL, "SIGILL"),
+        (Signal::INT, "SIGINT"),
+        (Signal::KILL, "SIGKILL"),
+        (Signal::SEGV, "SIGSEGV"),
+        (Signal::TERM, "SIGTERM"),
+    ];
+    let name = names.iter().find(|(signal, _)| signal.as_raw() == number);
+    name.map_or_else(
+        || format!("killed by signal {number}"),
+        |(_, name)| format!("killed by {name}"),
+    )
 }

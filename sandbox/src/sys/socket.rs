@@ -30,6 +30,34 @@ pub(crate) fn peer_pidfd(socket: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// The uid of the process at the other end, as this process's user namespace sees it.
+///
+/// rustix's call cannot be used: it takes the pid for non-zero, and init sees every process outside
+/// its pid namespace as pid 0.
+pub(crate) fn peer_uid(socket: BorrowedFd<'_>) -> io::Result<u32> {
+    let mut credentials = libc::ucred {
+        pid: 0,
+        uid: 0,
+        gid: 0,
+    };
+    let mut len = size_of::<libc::ucred>() as libc::socklen_t;
+    // SAFETY: `credentials` and `len` are valid for writes of the sizes that `len` states.
+    let code = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            (&raw mut credentials).cast(),
+            &raw mut len,
+        )
+    };
+    if code < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(credentials.uid)
+    }
+}
+
 /// Brings up the loopback interface of this process's network namespace.
 ///
 /// Makes only system calls, so that a probe may call it in a bare child.

@@ -120,15 +120,26 @@ struct Raw<'a> {
 /// # Errors
 /// The step that failed; no process is left then.
 pub(crate) fn spawn(plan: &Plan<'_>) -> Result<(Pid, OwnedFd), SpawnError> {
-    let clone_error = |source: io::Error| SpawnError { step: STEPS[0], source };
-    assert!(plan.fds.len() <= FDS_MAX, "a child is given at most {FDS_MAX} descriptors");
+    let clone_error = |source: io::Error| SpawnError {
+        step: STEPS[0],
+        source,
+    };
+    assert!(
+        plan.fds.len() <= FDS_MAX,
+        "a child is given at most {FDS_MAX} descriptors"
+    );
     let argv = pointers(plan.argv);
     let env = pointers(plan.env);
-    let (errors, error_pipe) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
+    let (errors, low_pipe) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
         .map_err(|error| clone_error(error.into()))?;
     // What the child still needs must lie above the numbers that it is about to overwrite.
-    let error_pipe = above_the_childs(error_pipe.as_fd()).map_err(clone_error)?;
-    let program = plan.program.map(above_the_childs).transpose().map_err(clone_error)?;
+    let error_pipe = above_the_childs(low_pipe.as_fd()).map_err(clone_error)?;
+    drop(low_pipe);
+    let program = plan
+        .program
+        .map(above_the_childs)
+        .transpose()
+        .map_err(clone_error)?;
     let raw = Raw {
         plan,
         argv: argv.as_ptr(),
@@ -144,9 +155,8 @@ pub(crate) fn spawn(plan: &Plan<'_>) -> Result<(Pid, OwnedFd), SpawnError> {
     let mut report = [0u8; 8];
     let read = rustix::io::read(&errors, &mut report).unwrap_or(0);
     if read == report.len() {
-        let word = |i: usize| {
-            i32::from_ne_bytes([report[i], report[i + 1], report[i + 2], report[i + 3]])
-        };
+        let word =
+            |i: usize| i32::from_ne_bytes([report[i], report[i + 1], report[i + 2], report[i + 3]]);
         reap(&started.1);
         let step = usize::try_from(word(0)).ok().and_then(|i| STEPS.get(i));
         return Err(SpawnError {
@@ -175,12 +185,12 @@ pub(crate) fn run_in_child(
     let mask = super::block_all_signals()?;
     // SAFETY: without CLONE_VM this is a fork: the child goes on with a copy of this stack, makes
     // system calls and leaves by _exit, so no destructor and no atexit handler runs twice.
-    let pid = unsafe {
-        libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<CloneArgs>())
-    };
+    let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<CloneArgs>()) };
     if pid == 0 {
         let done = map.map_or(Ok(()), write_maps).and_then(|()| body());
-        let code = done.err().map_or(0, |error| error.raw_os_error().unwrap_or(libc::EIO));
+        let code = done
+            .err()
+            .map_or(0, |error| error.raw_os_error().unwrap_or(libc::EIO));
         // SAFETY: leaves the child at once.
         unsafe { libc::_exit(code.clamp(0, 255)) };
     }
@@ -225,7 +235,11 @@ fn above_the_childs(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
 
 fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
     let ends = [std::ptr::null()];
-    strings.iter().map(|string| string.as_ptr()).chain(ends).collect()
+    strings
+        .iter()
+        .map(|string| string.as_ptr())
+        .chain(ends)
+        .collect()
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -274,9 +288,7 @@ fn clone_on_own_stack(raw: &Raw<'_>) -> io::Result<(Pid, OwnedFd)> {
     let mut args = clone_args(raw.plan.namespaces, raw.plan.cgroup, &mut pidfd);
     args.flags |= CLONE_CLEAR_SIGHAND;
     // SAFETY: without CLONE_VM this is a fork; the child calls `child_main` and never returns.
-    let result = unsafe {
-        libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<CloneArgs>())
-    };
+    let result = unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<CloneArgs>()) };
     match result {
         0 => child_main(raw),
         ..0 => Err(io::Error::last_os_error()),
@@ -320,7 +332,10 @@ fn prepare_and_exec(raw: &Raw<'_>) -> (i32, io::Error) {
             return (3, error);
         }
     }
-    if let Some(Err(error)) = plan.oom_score_adj.map(|text| write_file(OOM_SCORE_ADJ, text)) {
+    if let Some(Err(error)) = plan
+        .oom_score_adj
+        .map(|text| write_file(OOM_SCORE_ADJ, text))
+    {
         return (4, error);
     }
     // SAFETY: takes plain numbers.
@@ -333,7 +348,10 @@ fn prepare_and_exec(raw: &Raw<'_>) -> (i32, io::Error) {
         unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, 0) };
     }
     // SAFETY: the path is a C string that the parent keeps alive.
-    if plan.working_dir.is_some_and(|path| unsafe { libc::chdir(path.as_ptr()) } < 0) {
+    if plan
+        .working_dir
+        .is_some_and(|path| unsafe { libc::chdir(path.as_ptr()) } < 0)
+    {
         return (6, io::Error::last_os_error());
     }
     if let Err(error) = place_descriptors(plan.fds) {
@@ -364,9 +382,18 @@ fn place_descriptors(fds: &[BorrowedFd<'_>]) -> io::Result<()> {
     }
     // SAFETY: marks everything else to be closed by the exec, and closes nothing yet.
     let marked = unsafe {
-        libc::syscall(libc::SYS_close_range, count, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC)
+        libc::syscall(
+            libc::SYS_close_range,
+            count,
+            libc::c_uint::MAX,
+            libc::CLOSE_RANGE_CLOEXEC,
+        )
     };
-    if marked < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if marked < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }
 
 fn exec(raw: &Raw<'_>) -> io::Error {
@@ -382,7 +409,13 @@ fn exec(raw: &Raw<'_>) -> io::Error {
         // Rust ignores SIGPIPE, nohup SIGHUP, and so on: ignored stays ignored over an exec.
         let mut default: libc::sigaction = std::mem::zeroed();
         default.sa_sigaction = libc::SIG_DFL;
-        for signal in [libc::SIGPIPE, libc::SIGCHLD, libc::SIGHUP, libc::SIGINT, libc::SIGQUIT] {
+        for signal in [
+            libc::SIGPIPE,
+            libc::SIGCHLD,
+            libc::SIGHUP,
+            libc::SIGINT,
+            libc::SIGQUIT,
+        ] {
             libc::sigaction(signal, &raw const default, std::ptr::null_mut());
         }
         libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
@@ -412,5 +445,9 @@ fn write_file(path: &CStr, text: &CStr) -> io::Result<()> {
 fn write_once(fd: RawFd, bytes: &[u8]) -> io::Result<()> {
     // SAFETY: the bytes are valid for reads.
     let written = unsafe { libc::write(fd, bytes.as_ptr().cast(), bytes.len()) };
-    if written < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if written < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }

@@ -1,0 +1,281 @@
+//! A run directory of its own for each test, agents in it, and the search for what they leave.
+#![allow(dead_code, reason = "each test binary uses its part")]
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use sandpipe::{FamilyIndex, FamilySpec, Target, Topology};
+use sandpipe_sandbox::{Isolation, SandboxSpec, SandboxStatus, WorkerSpec, clean_up_dead};
+use serde_json::Value;
+
+pub const HELPER: &str = env!("CARGO_BIN_EXE_sandbox-helper");
+/// Ten times what the slowest step takes on a loaded machine.
+pub const WATCHDOG: Duration = Duration::from_secs(30);
+pub const NOBODY: u32 = 65534;
+
+/// One test's run directory; on drop everything that it led to is killed and removed.
+pub struct Scene {
+    directory: tempfile::TempDir,
+}
+
+impl Scene {
+    pub fn new() -> Scene {
+        Scene::owned_by(None)
+    }
+
+    pub fn owned_by(uid: Option<u32>) -> Scene {
+        let directory = tempfile::Builder::new()
+            .prefix("sandbox-test-")
+            .tempdir()
+            .unwrap();
+        fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o700)).unwrap();
+        if uid.is_some() {
+            std::os::unix::fs::chown(directory.path(), uid, uid).unwrap();
+        }
+        Scene { directory }
+    }
+
+    pub fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
+    pub fn run_dir(&self) -> PathBuf {
+        self.path().join("run")
+    }
+
+    pub fn app_dir(&self) -> PathBuf {
+        self.run_dir().join("app")
+    }
+
+    /// The file that a worker of this name writes to.
+    pub fn file(&self, grain: &str) -> PathBuf {
+        self.path().join(grain)
+    }
+
+    /// A sandbox whose workers have these moods; a grain is called like its mood and its place.
+    pub fn spec(&self, moods: &[&str]) -> SandboxSpec {
+        let workers = moods.iter().enumerate().map(|(i, mood)| {
+            let grain = format!("{mood}-{i}");
+            let file = self.file(&grain).display().to_string();
+            WorkerSpec {
+                command: [HELPER, "worker", mood, &(i + 1).to_string(), &file]
+                    .map(String::from)
+                    .to_vec(),
+                grain,
+                ..WorkerSpec::default()
+            }
+        });
+        SandboxSpec {
+            app: "app".into(),
+            run_dir: self.run_dir(),
+            topology: topology(moods.len()),
+            workers: workers.collect(),
+            isolation: Isolation::default(),
+            memory_limit_bytes: None,
+            pids_limit: None,
+        }
+    }
+
+    /// Beats of a worker so far and the longest pause between two, in microseconds.
+    pub fn beat(&self, grain: &str) -> Option<(u64, u64)> {
+        let bytes = fs::read(self.path().join(format!("{grain}.beat"))).ok()?;
+        let word = |i: usize| Some(u64::from_le_bytes(*bytes.get(i..)?.first_chunk()?));
+        Some((word(0)?, word(8)?))
+    }
+
+    /// When a worker was started, in milliseconds.
+    pub fn starts(&self, grain: &str) -> Vec<u64> {
+        let text = fs::read_to_string(self.file(grain)).unwrap_or_default();
+        text.lines().map(|line| line.parse().unwrap()).collect()
+    }
+
+    /// Every process that names this scene in its command line or holds one of its files.
+    pub fn processes(&self) -> Vec<i32> {
+        let own = i32::try_from(std::process::id()).unwrap();
+        let scene = self.path().as_os_str().as_encoded_bytes();
+        let names = |bytes: &[u8]| bytes.windows(scene.len()).any(|window| window == scene);
+        let pids = fs::read_dir("/proc")
+            .unwrap()
+            .flatten()
+            .filter_map(|entry| {
+                entry
+                    .file_name()
+                    .to_str()
+                    .and_then(|name| name.parse::<i32>().ok())
+            });
+        pids.filter(|pid| {
+            let process = PathBuf::from(format!("/proc/{pid}"));
+            let command = fs::read(process.join("cmdline")).unwrap_or_default();
+            let fds = fs::read_dir(process.join("fd"))
+                .into_iter()
+                .flatten()
+                .flatten();
+            let mut targets = fds.filter_map(|fd| fs::read_link(fd.path()).ok());
+            *pid != own
+                && (names(&command)
+                    || targets.any(|target| names(target.as_os_str().as_encoded_bytes())))
+        })
+        .collect()
+    }
+
+    /// The cgroup directories that the sandbox was to have.
+    pub fn cgroups(&self) -> Vec<PathBuf> {
+        let list = fs::read_to_string(self.app_dir().join("cgroups")).unwrap_or_default();
+        list.lines().map(PathBuf::from).collect()
+    }
+
+    /// Fails if anything of the sandbox is left but what the test itself made.
+    pub fn assert_nothing_left(&self, cgroups: &[PathBuf]) {
+        until("every process is gone", || self.processes().is_empty());
+        assert!(
+            !self.app_dir().exists(),
+            "{} is left",
+            self.app_dir().display()
+        );
+        for cgroup in cgroups {
+            assert!(!cgroup.exists(), "{} is left", cgroup.display());
+        }
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        assert!(
+            !mounts.contains(&*self.path().to_string_lossy()),
+            "a mount is left"
+        );
+    }
+}
+
+impl Drop for Scene {
+    fn drop(&mut self) {
+        let deadline = Instant::now() + WATCHDOG;
+        while !self.processes().is_empty() && Instant::now() < deadline {
+            for pid in self.processes() {
+                kill(pid);
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        if let Err(error) = clean_up_dead(&self.run_dir()) {
+            eprintln!("cleaning up {}: {error}", self.run_dir().display());
+        }
+    }
+}
+
+fn topology(workers: usize) -> Vec<u8> {
+    let families = (0..=workers).map(|i| FamilySpec {
+        slots: 2,
+        targets: vec![Target {
+            queue: FamilyIndex(u16::from(i == 0)),
+            lane_slots: 8,
+        }],
+        chunks: vec![],
+    });
+    Topology::new(families.collect()).unwrap().encode()
+}
+
+/// A host agent; killed when dropped.
+pub struct Agent {
+    pub child: Child,
+    stdin: Option<ChildStdin>,
+    stdout: BufReader<ChildStdout>,
+    /// What it said first.
+    pub hello: Value,
+}
+
+impl Agent {
+    pub fn start(spec: &SandboxSpec) -> Agent {
+        Agent::start_as(spec, None, Stdio::null())
+    }
+
+    pub fn start_as(spec: &SandboxSpec, uid: Option<u32>, stderr: Stdio) -> Agent {
+        let mut agent = Agent::launch(spec, uid, stderr);
+        agent.hello = agent.answer();
+        assert_eq!(agent.hello["error"], Value::Null, "{:?}", agent.hello);
+        assert_eq!(agent.hello["attached"], Value::Null, "{:?}", agent.hello);
+        agent
+    }
+
+    /// Starts it without waiting for its first word.
+    pub fn launch(spec: &SandboxSpec, uid: Option<u32>, stderr: Stdio) -> Agent {
+        let mut command = Command::new(HELPER);
+        command.args(["agent", &serde_json::to_string(spec).unwrap()]);
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(stderr);
+        if let Some(uid) = uid {
+            command.uid(uid).gid(uid);
+        }
+        let mut child = command.spawn().unwrap();
+        let stdin = child.stdin.take();
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        Agent {
+            child,
+            stdin,
+            stdout,
+            hello: Value::Null,
+        }
+    }
+
+    /// The next line that it prints.
+    pub fn answer(&mut self) -> Value {
+        let mut line = String::new();
+        self.stdout.read_line(&mut line).unwrap();
+        serde_json::from_str(&line).unwrap_or_else(|error| panic!("agent said {line:?}: {error}"))
+    }
+
+    pub fn ask(&mut self, order: &str) -> Value {
+        writeln!(self.stdin.as_mut().unwrap(), "{order}").unwrap();
+        self.answer()
+    }
+
+    pub fn status(&mut self) -> SandboxStatus {
+        serde_json::from_value(self.ask("status")).unwrap()
+    }
+
+    pub fn init(&self) -> i32 {
+        i32::try_from(self.hello["init"].as_i64().unwrap()).unwrap()
+    }
+
+    pub fn shut_down(&mut self) {
+        let answer = self.ask("shutdown 5000");
+        assert_eq!(answer["error"], Value::Null, "{answer}");
+    }
+
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Polls until it is so; fails after the watchdog's time.
+pub fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + WATCHDOG;
+    while !done() {
+        assert!(Instant::now() < deadline, "not within {WATCHDOG:?}: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+pub fn kill(pid: i32) {
+    let pid = rustix::process::Pid::from_raw(pid).expect("a pid");
+    let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+}
+
+pub fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// Says on standard error that a test was skipped.
+pub fn skip(test: &str, reason: &str) {
+    eprintln!("SKIP {test}: {reason}");
+}

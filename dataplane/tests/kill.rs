@@ -383,7 +383,9 @@ fn kill_test(kills: u64) {
         invented: 0,
         early_answers: 0,
     };
-    [SOURCE, FIRST, SECOND].map(|family| chain.start(family));
+    for family in [SOURCE, FIRST, SECOND] {
+        chain.start(family);
+    }
     let mut random = Random(monotonic_ns() | 1);
     for _ in 0..kills {
         let until = Instant::now() + Duration::from_micros(100 + random.below(1500));

@@ -224,7 +224,7 @@ fn the_bus_reports_a_fault_pushes_back_and_goes_on_by_itself() {
                 4,
                 "{fault:?} {at}"
             );
-            assert_eq!(report.cut.is_some(), false, "{fault:?} {at}: {report:?}");
+            assert!(report.cut.is_none(), "{fault:?} {at}: {report:?}");
         }
     }
 }

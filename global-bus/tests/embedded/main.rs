@@ -1,4 +1,9 @@
-//! The conformance suite on the embedded bus.
+//! The embedded bus on a real file system and in real processes: the conformance suite, SIGKILL,
+//! the lock, a full and a read-only disk.
+
+mod child;
+mod disk;
+mod kill;
 
 use sandpipe_global_bus::conformance::Subject;
 use sandpipe_global_bus::{EmbeddedBus, EmbeddedOptions, GlobalBus, Limits, conformance_suite};

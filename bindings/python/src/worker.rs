@@ -1,0 +1,144 @@
+//! The grain worker's loop around a Python object.
+
+use std::io;
+use std::process::ExitCode;
+
+use pyo3::prelude::*;
+use pyo3::types::PyBytes;
+use sandpipe_grain::{Fork, HandlerError, Output, Runtime};
+
+use crate::event::{Context, Event};
+
+/// Serves the grain that the environment names until the sandbox ends the worker; returns the exit
+/// code. `make_grain(handler, name)` makes the object that loads and calls the handler: see
+/// `sandpipe/worker.py`.
+#[pyfunction]
+pub(crate) fn run_worker(py: Python<'_>, make_grain: Py<PyAny>) -> u8 {
+    // Without the interpreter's lock, so that threads which the handler's module started go on.
+    let exit = py.detach(|| {
+        sandpipe_grain::run_from_env(|config| PythonRuntime {
+            make_grain,
+            handler: config.handler.clone(),
+            name: config.grain.clone(),
+            loaded: None,
+        })
+    });
+    // An exit code does not tell its number, but it can be compared.
+    let is_exit = |&code: &u8| ExitCode::from(code) == exit;
+    (0..=u8::MAX).find(is_exit).unwrap_or(1)
+}
+
+struct PythonRuntime {
+    make_grain: Py<PyAny>,
+    handler: String,
+    name: String,
+    loaded: Option<Loaded>,
+}
+
+/// Bound methods, looked up once: a lookup in a fresh child faults pages in.
+struct Loaded {
+    before_fork: Py<PyAny>,
+    fork: Py<PyAny>,
+    after_fork: Py<PyAny>,
+    warm: Py<PyAny>,
+    handle: Py<PyAny>,
+    before_exit: Py<PyAny>,
+}
+
+impl Loaded {
+    fn new(py: Python<'_>, grain: &Bound<'_, PyAny>) -> PyResult<Loaded> {
+        let method = |name: &str| grain.getattr(name).map(Bound::unbind);
+        Ok(Loaded {
+            before_fork: method("before_fork")?,
+            fork: py.import("os")?.getattr("fork")?.unbind(),
+            after_fork: method("after_fork")?,
+            warm: method("warm")?,
+            handle: method("handle")?,
+            before_exit: method("before_exit")?,
+        })
+    }
+}
+
+/// What a call into `worker.py` must not do: it catches whatever user code raises.
+fn report(py: Python<'_>, result: PyResult<Py<PyAny>>) {
+    if let Err(error) = result {
+        error.print(py);
+    }
+}
+
+impl PythonRuntime {
+    fn loaded(&self) -> &Loaded {
+        self.loaded
+            .as_ref()
+            .expect("the worker loads before it does anything else")
+    }
+}
+
+impl Runtime for PythonRuntime {
+    fn load(&mut self) -> Result<(), String> {
+        let loaded = Python::attach(|py| {
+            let grain = self
+                .make_grain
+                .bind(py)
+                .call1((&self.handler, &self.name))?;
+            let failure: Option<String> = grain.call_method0("load")?.extract()?;
+            match failure {
+                Some(traceback) => Ok(Err(traceback)),
+                None => Loaded::new(py, &grain).map(Ok),
+            }
+        });
+        self.loaded = Some(loaded.map_err(|error: PyErr| error.to_string())??);
+        Ok(())
+    }
+
+    fn before_fork(&mut self) {
+        Python::attach(|py| report(py, self.loaded().before_fork.call0(py)));
+    }
+
+    /// Python's own fork: its locks, threads and generators of random numbers take part.
+    fn fork(&mut self) -> io::Result<Fork> {
+        Python::attach(|py| {
+            let pid = self.loaded().fork.call0(py).and_then(|pid| pid.extract(py));
+            match pid.map_err(|error| io::Error::other(error.to_string()))? {
+                0 => Ok(Fork::Child),
+                pid => Ok(Fork::Parent(pid)),
+            }
+        })
+    }
+
+    fn after_fork(&mut self) {
+        Python::attach(|py| report(py, self.loaded().after_fork.call0(py)));
+    }
+
+    fn warm(&mut self) {
+        Python::attach(|py| report(py, self.loaded().warm.call0(py)));
+    }
+
+    fn handle(
+        &mut self,
+        event: &sandpipe_grain::Event,
+        context: &mut sandpipe_grain::Context<'_>,
+    ) -> Result<Output, HandlerError> {
+        Python::attach(|py| {
+            let arguments = (Event::copied(py, event), Context::copied(context));
+            let answer = self.loaded().handle.call1(py, arguments);
+            let answer = answer.and_then(|answer| output(answer.bind(py)));
+            answer.map_err(|error| HandlerError::from(error.to_string()))?
+        })
+    }
+
+    fn before_exit(&mut self) {
+        Python::attach(|py| report(py, self.loaded().before_exit.call0(py)));
+    }
+}
+
+/// Takes `(data, next grain or None, failure or None)` apart.
+fn output(answer: &Bound<'_, PyAny>) -> PyResult<Result<Output, HandlerError>> {
+    let (data, to, failure): (Bound<'_, PyBytes>, Option<String>, Option<String>) =
+        answer.extract()?;
+    Ok(match (failure, to) {
+        (Some(failure), _) => Err(HandlerError::from(failure)),
+        (None, Some(grain)) => Ok(Output::to(grain, data.as_bytes())),
+        (None, None) => Ok(Output::from(data.as_bytes())),
+    })
+}

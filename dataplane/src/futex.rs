@@ -57,7 +57,7 @@ fn low_half(word: &AtomicU64) -> &AtomicU32 {
 }
 
 /// A locked instruction that changes nothing: a full fence on x86-64.
-#[cfg(target_arch = "x86_64")]
+#[cfg(all(target_arch = "x86_64", not(miri)))]
 #[inline(always)]
 pub(crate) fn locked_no_op() {
     // SAFETY: ORs zero into the word at the stack pointer, which is always mapped and writable;

@@ -53,7 +53,7 @@ impl Boot {
     }
 }
 
-/// A hash of the spec, to tell an adopting agent whether the sandbox is what it would make (FNV-1a).
+/// A hash of the spec (FNV-1a): tells an adopting agent whether the sandbox is what it would make.
 pub(crate) fn spec_hash(spec: &SandboxSpec) -> u64 {
     let bytes = serde_json::to_vec(spec).expect("a spec holds only strings and numbers");
     fnv1a(&bytes)

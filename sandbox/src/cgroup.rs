@@ -237,10 +237,11 @@ fn record(app_dir: &AppDir, wanted: &[(&Hierarchy, PathBuf)]) -> Result<(), Sand
 }
 
 fn make(path: &Path) -> io::Result<OwnedFd> {
-    match fs::create_dir(path) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-        _ => {}
+    // One of the same name belonged to a sandbox whose directory, and record, was deleted.
+    if path.is_dir() {
+        remove(path).map_err(|error| io::Error::other(error.to_string()))?;
     }
+    fs::create_dir(path)?;
     Ok(File::open(path)?.into())
 }
 

@@ -3,6 +3,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -38,7 +39,9 @@ pub fn create_or_adopt(spec: &SandboxSpec) -> Result<SandboxHandle, SandboxError
         let last = match app_dir.try_lock()? {
             Locked::Free(lock) => {
                 let init = start(&app_dir, spec, lock)?;
-                return SandboxHandle::claim(app_dir, spec, Some(init));
+                let log = app_dir.log_path();
+                return SandboxHandle::claim(app_dir, spec, Some(init))
+                    .map_err(|error| with_inits_words(error, &log));
             }
             Locked::Busy => match app_dir.connect() {
                 Ok(socket) => {
@@ -62,6 +65,18 @@ pub fn create_or_adopt(spec: &SandboxSpec) -> Result<SandboxHandle, SandboxError
             });
         }
         std::thread::sleep(RETRY_INTERVAL);
+    }
+}
+
+/// An init that ended while it was claimed has said why in its log.
+fn with_inits_words(error: SandboxError, log: &Path) -> SandboxError {
+    let words = std::fs::read_to_string(log).unwrap_or_default();
+    match error {
+        SandboxError::Fenced { app, source } if !words.is_empty() => SandboxError::InitFailed {
+            app,
+            reason: format!("{source}: {}", words.trim()),
+        },
+        error => error,
     }
 }
 
@@ -147,12 +162,7 @@ impl Launch<'_> {
         for flags in namespaces::attempts(wanted) {
             for cgroup in [self.cgroups.v2(), None] {
                 let mut report = report.to_vec();
-                report.extend(if flags == wanted {
-                    // Nothing was refused, so there is nothing to probe.
-                    namespaces::report(flags, flags)
-                } else {
-                    namespaces::report(wanted, flags)
-                });
+                report.extend(namespaces::report(wanted, flags));
                 if let Some((_, error)) = last.as_ref().filter(|_| cgroup.is_none())
                     && self.cgroups.v2().is_some()
                 {

@@ -56,7 +56,10 @@ pub enum SandboxError {
         reason: String,
     },
     /// Init holds the lock but does not answer.
-    #[error("the init of {app} did not answer within {waited_ms} ms ({last}); see {}", log.display())]
+    #[error(
+        "the init of {app} did not answer within {waited_ms} ms ({last}); see {}",
+        log.display()
+    )]
     NoAnswer {
         /// The application.
         app: String,

@@ -1,5 +1,6 @@
 //! The system calls that neither std nor rustix wraps. All `unsafe` of this crate is below here.
 
+mod child;
 mod signals;
 mod socket;
 mod spawn;

@@ -158,6 +158,28 @@ fn when_init_is_killed_everything_goes_and_the_next_agent_begins_over_the_leftov
 }
 
 #[test]
+fn a_sandbox_whose_directory_was_removed_ends_once_its_agent_is_gone() {
+    let scene = Scene::new();
+    let mut agent = Agent::start(&scene.spec(&["beating"]));
+    until("the worker runs", || all_run(&mut agent));
+    let cgroups = scene.cgroups();
+    fs::remove_dir_all(scene.app_dir()).unwrap();
+    assert!(all_run(&mut agent), "its agent still has it");
+    agent.kill();
+    until("every process is gone", || scene.processes().is_empty());
+    // Only its empty cgroups stay: the list of them went with the directory.
+    for cgroup in cgroups {
+        let workers = fs::read_dir(&cgroup).into_iter().flatten().flatten();
+        workers.filter(|entry| entry.path().is_dir()).for_each(|w| {
+            let _ = fs::remove_dir(w.path());
+        });
+        until("it is empty", || {
+            fs::remove_dir(&cgroup).is_ok() || !cgroup.exists()
+        });
+    }
+}
+
+#[test]
 fn when_everything_was_killed_the_cleaner_removes_what_is_left_and_spares_the_living() {
     let scene = Scene::new();
     let mut spec = scene.spec(&["beating"]);

@@ -31,6 +31,13 @@ pub(super) struct Connections {
     epoch: u64,
 }
 
+impl Connections {
+    /// Whether an agent is connected and has claimed the sandbox.
+    pub(super) fn is_owned(&self) -> bool {
+        self.owner.is_some()
+    }
+}
+
 impl Supervisor {
     /// Lets a process of the same user in.
     pub(super) fn accept(&mut self) {

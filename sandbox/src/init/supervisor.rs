@@ -39,7 +39,7 @@ pub(super) struct Supervisor {
     epoll: OwnedFd,
     signals: Signals,
     /// Locked as long as init lives.
-    _lock: OwnedFd,
+    lock: OwnedFd,
 }
 
 /// What an event is about.
@@ -128,7 +128,7 @@ impl Supervisor {
             listener: socket,
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
             signals,
-            _lock: lock,
+            lock,
         };
         supervisor.watch(&supervisor.listener, Source::Listener)?;
         supervisor.watch(&supervisor.signals, Source::Signals)?;
@@ -177,10 +177,9 @@ impl Supervisor {
 
     fn take_signals(&mut self) {
         while let Some(number) = self.signals.next() {
-            match Signal::from_named_raw(number) {
-                Some(Signal::TERM | Signal::INT) => self.begin_shutdown(SIGTERM_TIMEOUT),
-                // SIGCHLD, of which several may have become one, and whatever else.
-                _ => {}
+            // The others are SIGCHLD, of which several may have become one, and strangers.
+            if let Some(Signal::TERM | Signal::INT) = Signal::from_named_raw(number) {
+                self.begin_shutdown(SIGTERM_TIMEOUT);
             }
         }
         while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
@@ -258,7 +257,15 @@ impl Supervisor {
         for participant in lines.chain(&mut self.agent).filter(|p| p.is_behind()) {
             participant.tell_all(&self.guardian);
         }
+        if !self.connections.is_owned() && self.is_unreachable() {
+            self.begin_shutdown(Duration::ZERO);
+        }
         self.go_on_ending();
+    }
+
+    /// Whether its directory was removed, so that no agent will ever find it again.
+    fn is_unreachable(&self) -> bool {
+        rustix::fs::fstat(&self.lock).is_ok_and(|file| file.st_nlink == 0)
     }
 
     fn start_worker(&mut self, index: usize) {
@@ -298,11 +305,18 @@ impl Supervisor {
             .any(Participant::is_behind)
             .then_some(soon);
         let ending = self.ending.as_ref().map(Ending::next_step);
-        let next = of_workers.chain(behind).chain(ending).min()?;
+        let unowned = (!self.connections.is_owned()).then_some(now + UNOWNED_INTERVAL);
+        let next = of_workers
+            .chain(behind)
+            .chain(ending)
+            .chain(unowned)
+            .min()?;
         Timespec::try_from(next.saturating_duration_since(now)).ok()
     }
 }
 
+/// While no agent owns the sandbox, init looks that often whether one still can.
+const UNOWNED_INTERVAL: Duration = Duration::from_secs(1);
 /// How long the workers may take when init is told to end by a signal.
 const SIGTERM_TIMEOUT: Duration = Duration::from_secs(10);
 const NO_DATA: epoll::EventData = epoll::EventData::new_u64(0);

@@ -10,8 +10,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use rustix::process::Pid;
 
-/// Descriptors that a child can be given.
-const FDS_MAX: usize = 32;
+use super::child::{FDS_MAX, Raw, STEPS, child_main, write_maps};
+
 /// The child's stack until its exec; it needs some hundred bytes.
 const STACK_BYTES: usize = 64 << 10;
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
@@ -37,8 +37,8 @@ struct CloneArgs {
 /// Who the child is in its own user namespace. Written before the exec, which would otherwise
 /// take every capability from an unmapped user.
 pub(crate) struct UserMap {
-    uid: CString,
-    gid: CString,
+    pub(super) uid: CString,
+    pub(super) gid: CString,
 }
 
 impl UserMap {
@@ -89,27 +89,6 @@ impl SpawnError {
     pub(crate) fn of_clone(&self) -> bool {
         self.step == STEPS[0] || self.step == STEPS[2]
     }
-}
-
-const STEPS: [&str; 9] = [
-    "clone3",
-    "a new session",
-    "the maps of the user namespace",
-    "entering the v1 cgroups",
-    "oom_score_adj",
-    "the parent-death signal",
-    "the working directory",
-    "the inherited descriptors",
-    "exec",
-];
-
-/// [`Plan`] as plain pointers, read by the child.
-struct Raw<'a> {
-    plan: &'a Plan<'a>,
-    argv: *const *const libc::c_char,
-    env: *const *const libc::c_char,
-    program: Option<RawFd>,
-    error_pipe: RawFd,
 }
 
 /// Starts a process in its own session; returns once it has executed its program.
@@ -252,8 +231,8 @@ fn clone_on_own_stack(raw: &Raw<'_>) -> io::Result<(Pid, OwnedFd)> {
     args.stack = base;
     args.stack_size = (STACK_BYTES - 16) as u64 & !15;
     let result: i64;
-    // SAFETY: the parent (CLONE_VFORK) sleeps until the child has executed or left, so `raw`, `args`
-    // and `stack` outlive it. The child starts on its own 16-aligned stack, calls `child_main`, and
+    // SAFETY: the parent (CLONE_VFORK) sleeps until the child has executed or left, so `raw`,
+    // `args` and `stack` outlive it. The child starts on its own 16-aligned stack, calls `child_main`, and
     // never returns from it; the parent takes the jump. All signals are blocked by the caller.
     unsafe {
         std::arch::asm!(
@@ -301,153 +280,4 @@ fn started(pid: i64, pidfd: RawFd) -> io::Result<(Pid, OwnedFd)> {
     let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
     let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
     Ok((pid.expect("clone3 returns a positive pid"), pidfd))
-}
-
-/// The child, from clone3 to exec. Raw system calls only.
-extern "C" fn child_main(raw: *const Raw<'_>) -> ! {
-    // SAFETY: the parent keeps `raw` alive until this process has executed or left.
-    let raw = unsafe { &*raw };
-    let (step, error) = prepare_and_exec(raw);
-    let mut report = [0u8; 8];
-    report[..4].copy_from_slice(&step.to_ne_bytes());
-    report[4..].copy_from_slice(&error.raw_os_error().unwrap_or(0).to_ne_bytes());
-    // SAFETY: writes eight bytes of this stack, then leaves without touching the parent's state.
-    unsafe {
-        libc::write(raw.error_pipe, report.as_ptr().cast(), report.len());
-        libc::_exit(127)
-    }
-}
-
-fn prepare_and_exec(raw: &Raw<'_>) -> (i32, io::Error) {
-    let plan = raw.plan;
-    // SAFETY: takes no pointer.
-    if unsafe { libc::setsid() } < 0 {
-        return (1, io::Error::last_os_error());
-    }
-    if let Some(Err(error)) = plan.user_map.map(write_maps) {
-        return (2, error);
-    }
-    for file in plan.enter {
-        if let Err(error) = write_once(file.as_raw_fd(), b"0") {
-            return (3, error);
-        }
-    }
-    if let Some(Err(error)) = plan
-        .oom_score_adj
-        .map(|text| write_file(OOM_SCORE_ADJ, text))
-    {
-        return (4, error);
-    }
-    // SAFETY: takes plain numbers.
-    let death = unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
-    if plan.dies_with_parent && death < 0 {
-        return (5, io::Error::last_os_error());
-    }
-    if !plan.dies_with_parent {
-        // SAFETY: takes plain numbers.
-        unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, 0) };
-    }
-    // SAFETY: the path is a C string that the parent keeps alive.
-    if plan
-        .working_dir
-        .is_some_and(|path| unsafe { libc::chdir(path.as_ptr()) } < 0)
-    {
-        return (6, io::Error::last_os_error());
-    }
-    if let Err(error) = place_descriptors(plan.fds) {
-        return (7, error);
-    }
-    (8, exec(raw))
-}
-
-const OOM_SCORE_ADJ: &CStr = c"/proc/self/oom_score_adj";
-
-/// Puts `fds` at 0, 1, 2, … by way of copies above all of them, so that none overwrites another;
-/// the rest closes at the exec.
-fn place_descriptors(fds: &[BorrowedFd<'_>]) -> io::Result<()> {
-    let mut copies = [-1; FDS_MAX];
-    let count = fds.len();
-    for (copy, fd) in copies.iter_mut().zip(fds) {
-        // SAFETY: duplicates an open descriptor.
-        *copy = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, FDS_MAX) };
-        if *copy < 0 {
-            return Err(io::Error::last_os_error());
-        }
-    }
-    for (number, copy) in copies[..count].iter().enumerate() {
-        // SAFETY: both are descriptors of this process's own table (no CLONE_FILES).
-        if unsafe { libc::dup2(*copy, number as RawFd) } < 0 {
-            return Err(io::Error::last_os_error());
-        }
-    }
-    // SAFETY: marks everything else to be closed by the exec, and closes nothing yet.
-    let marked = unsafe {
-        libc::syscall(
-            libc::SYS_close_range,
-            count,
-            libc::c_uint::MAX,
-            libc::CLOSE_RANGE_CLOEXEC,
-        )
-    };
-    if marked < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(())
-    }
-}
-
-fn exec(raw: &Raw<'_>) -> io::Error {
-    let (program, path, flags) = match raw.program {
-        Some(fd) => (fd, c"".as_ptr(), libc::AT_EMPTY_PATH),
-        // SAFETY: argv holds at least the program's name.
-        None => (libc::AT_FDCWD, unsafe { *raw.argv }, 0),
-    };
-    // SAFETY: the sets and actions are valid, argv and env end in null and live in the parent.
-    unsafe {
-        let mut none: libc::sigset_t = std::mem::zeroed();
-        libc::sigemptyset(&raw mut none);
-        // Rust ignores SIGPIPE, nohup SIGHUP, and so on: ignored stays ignored over an exec.
-        let mut default: libc::sigaction = std::mem::zeroed();
-        default.sa_sigaction = libc::SIG_DFL;
-        for signal in [
-            libc::SIGPIPE,
-            libc::SIGCHLD,
-            libc::SIGHUP,
-            libc::SIGINT,
-            libc::SIGQUIT,
-        ] {
-            libc::sigaction(signal, &raw const default, std::ptr::null_mut());
-        }
-        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
-        libc::syscall(libc::SYS_execveat, program, path, raw.argv, raw.env, flags);
-    }
-    io::Error::last_os_error()
-}
-
-fn write_maps(map: &UserMap) -> io::Result<()> {
-    write_file(c"/proc/self/uid_map", &map.uid)?;
-    write_file(c"/proc/self/setgroups", c"deny")?;
-    write_file(c"/proc/self/gid_map", &map.gid)
-}
-
-fn write_file(path: &CStr, text: &CStr) -> io::Result<()> {
-    // SAFETY: the path is a C string.
-    let fd = unsafe { libc::open(path.as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    let written = write_once(fd, text.to_bytes());
-    // SAFETY: opened above, used by nobody else.
-    unsafe { libc::close(fd) };
-    written
-}
-
-fn write_once(fd: RawFd, bytes: &[u8]) -> io::Result<()> {
-    // SAFETY: the bytes are valid for reads.
-    let written = unsafe { libc::write(fd, bytes.as_ptr().cast(), bytes.len()) };
-    if written < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(())
-    }
 }

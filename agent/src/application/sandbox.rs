@@ -116,7 +116,7 @@ fn report_isolation(handle: &SandboxHandle) {
     for item in status
         .isolation
         .iter()
-        .filter(|item| item.state == IsolationState::Off)
+        .filter(|item| item.state == IsolationState::Off && !item.remedy.is_empty())
     {
         tracing::warn!(
             what = item.name,

@@ -1,0 +1,7 @@
+//! The agent with real processes: requests, wrong input, and kills at every level.
+
+mod faults;
+mod harness;
+mod kills;
+mod load;
+mod starts;

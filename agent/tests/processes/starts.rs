@@ -1,0 +1,285 @@
+//! Starts that cannot succeed say what to do; commands beside `run`.
+
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Output};
+
+use super::harness::{Place, SANDPIPE, is_root};
+
+/// Runs `sandpipe run`, which must fail; its exit code and its words.
+fn refused(mut command: Command) -> (i32, String) {
+    let Output { status, stderr, .. } = command.output().unwrap();
+    (
+        status.code().unwrap(),
+        String::from_utf8_lossy(&stderr).into_owned(),
+    )
+}
+
+fn assert_words(text: &str, words: &[&str]) {
+    for word in words {
+        assert!(text.contains(word), "no {word:?} in: {text}");
+    }
+}
+
+#[test]
+fn a_wrong_app_toml_is_exit_2_with_file_and_line() {
+    let place = Place::chain(&["a"], "", "colour = 1");
+    let (code, words) = refused(place.command());
+    assert_eq!(code, 2);
+    assert_words(
+        &words,
+        &["app.toml:10: unknown field `colour`", "remove it"],
+    );
+}
+
+#[test]
+fn a_port_in_use_is_named() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let place = Place::chain(&["a"], "", "");
+    let mut command = Command::new(SANDPIPE);
+    command
+        .arg("run")
+        .arg(place.path("app.toml"))
+        .args(["--listen", &address]);
+    command
+        .arg("--run-dir")
+        .arg(place.run_dir())
+        .arg("--data-dir")
+        .arg(place.path("data"));
+    let (code, words) = refused(command);
+    assert_eq!(code, 1);
+    assert_words(&words, &[&address, "in use", "--listen"]);
+    place.assert_clean();
+}
+
+#[test]
+fn a_second_agent_is_told_the_pid_of_the_first() {
+    let place = Place::chain(&["a"], "", "");
+    let agent = place.start();
+    let pid = agent.pid().to_string();
+    let (code, words) = refused(place.command());
+    assert_eq!(code, 1);
+    assert_words(&words, &["already runs", &pid, "--run-dir"]);
+    // With another run directory it meets the log's lock.
+    let mut command = place.command();
+    command.arg("--run-dir").arg(place.path("elsewhere"));
+    let (_, words) = refused_with_last_run_dir(&place, command);
+    assert_words(&words, &["in use by", &pid, "--data-dir"]);
+    assert_eq!(agent.post(&[], "x").text(), "xa");
+    agent.stop();
+}
+
+/// clap takes an option once only: the same command with another run directory.
+fn refused_with_last_run_dir(place: &Place, _given: Command) -> (i32, String) {
+    let mut command = Command::new(SANDPIPE);
+    command
+        .arg("run")
+        .arg(place.path("app.toml"))
+        .args(["--listen", "127.0.0.1:0"]);
+    command.arg("--run-dir").arg(place.path("elsewhere"));
+    command.arg("--data-dir").arg(place.path("data"));
+    refused(command)
+}
+
+#[test]
+fn a_data_directory_that_cannot_be_written_is_named() {
+    let place = Place::chain(&["a"], "", "");
+    // A file in its way: also root cannot write below it.
+    std::fs::write(place.path("data"), "").unwrap();
+    let (code, words) = refused(place.command());
+    assert_eq!(code, 1);
+    assert_words(&words, &["data", "--data-dir"]);
+    std::fs::remove_file(place.path("data")).unwrap();
+    place.assert_clean();
+}
+
+#[test]
+fn a_full_data_directory_is_503_for_what_must_be_durable_and_passes_when_there_is_room() {
+    if !is_root() {
+        eprintln!("SKIP a_full_data_directory…: mounting a small tmpfs needs root");
+        return;
+    }
+    let place = Place::chain(&["a"], "", "");
+    let data = place.path("data");
+    std::fs::create_dir(&data).unwrap();
+    let mounted = Command::new("mount")
+        .args(["-t", "tmpfs", "-o", "size=300k", "sandpipe-test"])
+        .arg(&data)
+        .status();
+    if !mounted.is_ok_and(|status| status.success()) {
+        eprintln!("SKIP a_full_data_directory…: a tmpfs cannot be mounted here");
+        return;
+    }
+    let _guard = Unmount(data.clone());
+    let agent = place.start();
+    std::fs::write(data.join("filler"), vec![0; 200 << 10]).unwrap();
+    let asynchronous = [("prefer", "respond-async")];
+    let mut refused = None;
+    for _ in 0..200 {
+        let plain = agent.post(&[], vec![b'x'; 4000]);
+        assert!(matches!(plain.status, 200 | 429 | 503), "{}", plain.text());
+        if agent.app().not_ready.is_some() {
+            refused = Some(agent.post(&asynchronous, "y"));
+            break;
+        }
+    }
+    let refused = refused.expect("the disk is full after 200 requests");
+    assert_eq!(refused.status, 503, "{}", refused.text());
+    assert!(refused.header("retry-after").is_some());
+    assert_words(&refused.text(), &["space"]);
+    std::fs::remove_file(data.join("filler")).unwrap();
+    super::harness::until("the agent goes on by itself", || {
+        agent.app().not_ready.is_none()
+    });
+    assert_eq!(agent.post(&asynchronous, "y").status, 202);
+    agent.stop();
+}
+
+struct Unmount(std::path::PathBuf);
+
+impl Drop for Unmount {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn a_kafka_that_is_away_at_the_start_is_named() {
+    let place = Place::chain(&["a"], "", "");
+    let mut command = place.command();
+    command.args(["--global-bus", "kafka", "--kafka-bootstrap", "127.0.0.1:9"]);
+    let (code, words) = refused(command);
+    assert_eq!(code, 1);
+    assert_words(&words, &["127.0.0.1:9", "--global-bus embedded"]);
+    place.assert_clean();
+}
+
+#[test]
+fn it_runs_without_root_and_says_what_is_not_isolated() {
+    if !is_root() {
+        eprintln!("SKIP it_runs_without_root…: this user is not root; all other tests show it");
+        return;
+    }
+    let place = Place::chain(&["a"], "", "");
+    let nobody = 65534;
+    std::os::unix::fs::chown(place.directory.path(), Some(nobody), Some(nobody)).unwrap();
+    let probe = Command::new(SANDPIPE)
+        .arg("--version")
+        .uid(nobody)
+        .gid(nobody)
+        .output();
+    if !probe.is_ok_and(|output| output.status.success()) {
+        eprintln!("SKIP it_runs_without_root…: another user cannot execute {SANDPIPE}");
+        return;
+    }
+    let mut command = place.command();
+    command.uid(nobody).gid(nobody);
+    let agent = super::harness::Agent::start(&place, command);
+    assert_eq!(agent.post(&[], "x").text(), "xa");
+    agent_of_another_user_is_refused(&place);
+    let log = place.log();
+    assert_words(&log, &["not isolated"]);
+    agent.stop();
+}
+
+/// Root may connect to anybody's socket, but it is not this agent's user.
+fn agent_of_another_user_is_refused(place: &Place) {
+    let output = Command::new(SANDPIPE)
+        .args(["status", &place.app, "--run-dir"])
+        .arg(place.run_dir())
+        .output()
+        .unwrap();
+    assert!(!output.status.success());
+}
+
+#[test]
+fn invoke_prints_the_answer_the_times_and_json() {
+    let place = Place::chain(&["a", "b"], "", "");
+    let agent = place.start();
+    let invoke = |more: &[&str]| {
+        Command::new(SANDPIPE)
+            .args(["invoke", &place.app, "--run-dir"])
+            .arg(place.run_dir())
+            .args(more)
+            .output()
+            .unwrap()
+    };
+    let plain = invoke(&["--data", "x"]);
+    assert_eq!(
+        (plain.status.code(), plain.stdout.as_slice()),
+        (Some(0), b"xab".as_slice())
+    );
+    let traced = invoke(&["--data", "x", "--trace"]);
+    let table = String::from_utf8(traced.stderr).unwrap();
+    for step in [
+        "0", "1", "2", "3", "4", "5", "6a", "6b", "6c", "7", "8", "9", "9-10", "11",
+    ] {
+        let found = table
+            .lines()
+            .any(|line| line.split_whitespace().nth(2) == Some(step));
+        assert!(found, "no step {step} in\n{table}");
+    }
+    let json = invoke(&["--data", "x", "--json"]);
+    let value: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert_eq!(
+        (value["status"].as_u64(), value["body"].as_str()),
+        (Some(200), Some("xab"))
+    );
+    let accepted = invoke(&["--data", "x", "--async"]);
+    assert_words(&String::from_utf8(accepted.stdout).unwrap(), &["/results/"]);
+    let failed = invoke(&["--data", "a: fail"]);
+    assert_eq!(failed.status.code(), Some(1));
+    let missing = invoke(&["--data", "@/nonexistent"]);
+    assert_words(
+        &String::from_utf8(missing.stderr).unwrap(),
+        &["/nonexistent"],
+    );
+    agent.stop();
+    let gone = invoke(&["--data", "x"]);
+    assert_words(&String::from_utf8(gone.stderr).unwrap(), &["sandpipe run"]);
+}
+
+#[test]
+fn the_doctor_tries_everything_and_finds_this_machine_fit() {
+    let output = Command::new(SANDPIPE)
+        .args(["doctor", "--json"])
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stdout)
+    );
+    let checks: Vec<serde_json::Value> = serde_json::from_slice(&output.stdout).unwrap();
+    for name in [
+        "memfd seals",
+        "futex",
+        "disk sync",
+        "io_uring",
+        "java",
+        "pid namespace",
+    ] {
+        let check = checks.iter().find(|check| check["name"] == name);
+        let check = check.unwrap_or_else(|| panic!("no {name} in {checks:#?}"));
+        assert!(
+            check["ok"] == true || !check["remedy"].as_str().unwrap().is_empty(),
+            "{check}"
+        );
+    }
+}
+
+#[test]
+fn every_command_has_help_with_examples() {
+    for command in [
+        &["--help"][..],
+        &["run", "--help"],
+        &["invoke", "--help"],
+        &["doctor", "--help"],
+    ] {
+        let output = Command::new(SANDPIPE).args(command).output().unwrap();
+        assert!(output.status.success());
+        assert_words(&String::from_utf8(output.stdout).unwrap(), &["Examples:"]);
+    }
+    let wrong = Command::new(SANDPIPE).arg("fly").output().unwrap();
+    assert_eq!(wrong.status.code(), Some(2));
+}

@@ -232,8 +232,9 @@ fn clone_on_own_stack(raw: &Raw<'_>) -> io::Result<(Pid, OwnedFd)> {
     args.stack_size = (STACK_BYTES - 16) as u64 & !15;
     let result: i64;
     // SAFETY: the parent (CLONE_VFORK) sleeps until the child has executed or left, so `raw`,
-    // `args` and `stack` outlive it. The child starts on its own 16-aligned stack, calls `child_main`, and
-    // never returns from it; the parent takes the jump. All signals are blocked by the caller.
+    // `args` and `stack` outlive it. The child starts on its own 16-aligned stack, calls
+    // `child_main`, and never returns from it; the parent takes the jump. All signals are blocked
+    // by the caller.
     unsafe {
         std::arch::asm!(
             "syscall",

@@ -157,6 +157,13 @@ impl Drop for Scene {
             }
             std::thread::sleep(Duration::from_millis(5));
         }
+        // A test may have opened them to others; then nothing in them would be trusted.
+        for directory in [self.run_dir(), self.app_dir()]
+            .iter()
+            .filter(|path| path.exists())
+        {
+            let _ = fs::set_permissions(directory, fs::Permissions::from_mode(0o700));
+        }
         if let Err(error) = clean_up_dead(&self.run_dir()) {
             eprintln!("cleaning up {}: {error}", self.run_dir().display());
         }

@@ -32,17 +32,17 @@ use sandpipe_abi::MessageId;
 
 use crate::record::{Flag, ObjectRef, Payload, Record, ReplyTo};
 
+mod reader;
 #[cfg(test)]
 mod tests;
+
+use reader::Reader;
 
 /// The version of the record format that this build writes.
 pub const RECORD_VERSION: u8 = 1;
 
 /// The part before the first string.
 const FIXED_BYTES: usize = 80;
-
-/// The smallest attribute: two empty strings.
-const ATTRIBUTE_BYTES_MIN: usize = 8;
 
 /// Why bytes are no record.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -302,80 +302,6 @@ impl Fixed {
         };
         debug_assert_eq!(bytes.len() - reader.0.len(), FIXED_BYTES);
         Ok((fixed, reader))
-    }
-}
-
-/// The bytes that are not read yet.
-struct Reader<'a>(&'a [u8]);
-
-impl<'a> Reader<'a> {
-    fn take(&mut self, count: usize, field: &'static str) -> Result<&'a [u8], DecodeError> {
-        let (taken, rest) = self
-            .0
-            .split_at_checked(count)
-            .ok_or(DecodeError::Truncated { field })?;
-        self.0 = rest;
-        Ok(taken)
-    }
-
-    fn array<const N: usize>(&mut self, field: &'static str) -> Result<[u8; N], DecodeError> {
-        let (taken, rest) = self
-            .0
-            .split_first_chunk()
-            .ok_or(DecodeError::Truncated { field })?;
-        self.0 = rest;
-        Ok(*taken)
-    }
-
-    fn u8(&mut self, field: &'static str) -> Result<u8, DecodeError> {
-        self.array::<1>(field).map(|[byte]| byte)
-    }
-
-    fn u32(&mut self, field: &'static str) -> Result<u32, DecodeError> {
-        self.array(field).map(u32::from_le_bytes)
-    }
-
-    fn u64(&mut self, field: &'static str) -> Result<u64, DecodeError> {
-        self.array(field).map(u64::from_le_bytes)
-    }
-
-    fn id(&mut self, field: &'static str) -> Result<MessageId, DecodeError> {
-        self.array(field)
-            .map(|id| MessageId(u128::from_le_bytes(id)))
-    }
-
-    fn bytes(&mut self, field: &'static str) -> Result<&'a [u8], DecodeError> {
-        let length = self.u32(field)?;
-        let length = usize::try_from(length).map_err(|_| DecodeError::Truncated { field })?;
-        self.take(length, field)
-    }
-
-    fn string(&mut self, field: &'static str) -> Result<&'a str, DecodeError> {
-        str::from_utf8(self.bytes(field)?).map_err(|_| DecodeError::Invalid { field })
-    }
-
-    fn object(&mut self, field: &'static str) -> Result<ObjectRef, DecodeError> {
-        Ok(ObjectRef {
-            name: self.string(field)?.to_owned(),
-            size: self.u64(field)?,
-            hash: self.array(field)?,
-        })
-    }
-
-    fn attributes(&mut self, count: u32) -> Result<Arc<[(String, String)]>, DecodeError> {
-        let count = usize::try_from(count).unwrap_or(usize::MAX);
-        // A forged count must not make us allocate: each attribute takes room in the input.
-        if count > self.0.len() / ATTRIBUTE_BYTES_MIN {
-            return Err(DecodeError::Truncated {
-                field: "attributes",
-            });
-        }
-        (0..count)
-            .map(|_| {
-                let name = self.string("attribute name")?.to_owned();
-                Ok((name, self.string("attribute value")?.to_owned()))
-            })
-            .collect()
     }
 }
 

@@ -205,14 +205,20 @@ proptest! {
     }
 
     #[test]
-    fn every_truncated_record_is_refused(record in any_record(), cut in any::<prop::sample::Index>()) {
+    fn every_truncated_record_is_refused(
+        record in any_record(),
+        cut in any::<prop::sample::Index>(),
+    ) {
         let bytes = encoded(&record);
         let length = cut.index(bytes.len());
         prop_assert!(Record::decode(&bytes[..length]).is_err());
     }
 
     #[test]
-    fn no_bytes_make_the_decoder_panic(mut bytes in any::<Vec<u8>>(), flips in any::<[(u8, u8); 4]>()) {
+    fn no_bytes_make_the_decoder_panic(
+        mut bytes in any::<Vec<u8>>(),
+        flips in any::<[(u8, u8); 4]>(),
+    ) {
         let _ = Record::decode(&bytes);
         bytes = encoded(&golden());
         for (at, value) in flips {

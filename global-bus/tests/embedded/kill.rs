@@ -33,7 +33,7 @@ fn message(app: &str, number: u64) -> Record {
 }
 
 fn is_finished_later(number: u64) -> bool {
-    number % 10 != 0
+    !number.is_multiple_of(10)
 }
 
 /// The child: append number n holds message n and the end of message n - LATER. Prints each
@@ -49,7 +49,7 @@ pub fn append_for_ever(dir: &Path, app: &str) {
             records.push(message(app, number - LATER).finished());
         }
         assert_eq!(bus.append(&mut records).unwrap(), Ticket(number));
-        if number % 100 == 0 {
+        if number.is_multiple_of(100) {
             bus.commit_marks().unwrap();
         }
         loop {

@@ -166,7 +166,13 @@ impl BusThread {
                 Some(reason) => {
                     let _ = submit.waiter.send(Reply::Unavailable(reason));
                 }
-                None => self.core.submit(self.clock.now(), submit),
+                None => {
+                    // Only those who need the disk pay for a look at it.
+                    if submit.must_be_durable() {
+                        self.look_at_health();
+                    }
+                    self.core.submit(self.clock.now(), submit);
+                }
             },
             Post::Collect(id, waiter) => self.core.collect(id, waiter),
             Post::Status(waiter) => {
@@ -238,14 +244,7 @@ impl BusThread {
     fn keep_house(&mut self, now: Instant) {
         self.core.tick(self.clock.now());
         self.carry_out();
-        if self.backup {
-            let unavailable = match self.global.health() {
-                Health::Healthy if self.appends.is_congested() => Some("the backup lags".into()),
-                Health::Healthy => None,
-                Health::Degraded { reason } | Health::Closed { reason } => Some(reason.into()),
-            };
-            self.core.set_unavailable(unavailable);
-        }
+        self.look_at_health();
         if now >= self.marks {
             self.marks = now + MARKS;
             if let Err(error) = self.global.commit_marks() {
@@ -260,6 +259,17 @@ impl BusThread {
         if self.local.is_none() && now >= self.retry && !self.fenced {
             self.recover_sandbox();
         }
+    }
+
+    fn look_at_health(&mut self) {
+        if !self.backup {
+            return;
+        }
+        self.core.set_unavailable(match self.global.health() {
+            Health::Healthy if self.appends.is_congested() => Some("the backup lags".into()),
+            Health::Healthy => None,
+            Health::Degraded { reason } | Health::Closed { reason } => Some(reason.into()),
+        });
     }
 
     /// The sandbox is gone. What it still told lies in memory that this process maps.

@@ -38,6 +38,14 @@ pub struct Submit<W> {
     pub traced_since_ns: Option<u64>,
 }
 
+impl<W> Submit<W> {
+    /// The caller will come back for it, so it hears nothing before that is durable.
+    #[must_use]
+    pub fn must_be_durable(&self) -> bool {
+        self.wait == Wait::Durable || self.identity != Identity::Fresh
+    }
+}
+
 /// Which request it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Identity {

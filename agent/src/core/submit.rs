@@ -6,7 +6,7 @@ use sandpipe_abi::MessageId;
 use sandpipe_global_bus::{Flag, Payload, Record};
 
 use super::durable::After;
-use super::message::{Command, Delivery, Identity, Now, Reply, Submit, Wait};
+use super::message::{Command, Delivery, Now, Reply, Submit, Wait};
 use super::root::{Message, Open, Root, Waiter};
 use super::{Core, root_id};
 
@@ -26,8 +26,7 @@ impl<W> Core<W> {
         if self.roots.contains_key(&id) {
             return self.join(now, id, submit, deadline_ms);
         }
-        let must_be_durable =
-            submit.wait == Wait::Durable || !matches!(submit.identity, Identity::Fresh);
+        let must_be_durable = submit.must_be_durable();
         if let (true, Some(reason)) = (must_be_durable, &self.unavailable) {
             let reply = Reply::Unavailable(Arc::clone(reason));
             return self.answer(submit.waiter, reply);

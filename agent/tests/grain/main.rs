@@ -21,8 +21,9 @@ fn handle(event: &Event, context: &mut Context<'_>) -> Result<Output, HandlerErr
         && (whom == "*" || whom == context.grain())
     {
         obey(rest)?;
-        if let Some(bytes) = rest.strip_prefix("grow ") {
-            return Ok(Output::from(vec![b'x'; bytes.trim().parse::<usize>()?]));
+        if let Some(rest) = rest.strip_prefix("grow ") {
+            let bytes: usize = rest.split(' ').next().unwrap_or_default().parse()?;
+            return Ok(Output::from(vec![b'x'; bytes]));
         }
     }
     Ok(Output::from(format!("{text}{}", context.grain())))

@@ -19,7 +19,7 @@ fn a_handler_that_fails_panics_exits_or_sleeps_is_500_and_the_next_event_is_hand
         ("sleep 60000", "timeout"),
         ("grow 9000000", "payload_too_large"),
     ] {
-        let answer = agent.post(&[], format!("b: {order}"));
+        let answer = agent.post(&[], format!("b: {order} "));
         assert_eq!(answer.status, 500, "{order}: {}", answer.text());
         let problem = problem(&answer);
         assert_eq!(problem["error"], error, "{order}: {problem}");
@@ -115,7 +115,7 @@ fn without_backup_a_chain_answers_and_fails_as_with_it() {
     std::fs::write(place.path("app.toml"), text).unwrap();
     let agent = place.start();
     assert_eq!(agent.post(&[], "x").text(), "xabc");
-    assert_eq!(problem(&agent.post(&[], "b: fail"))["grain"], "b");
+    assert_eq!(problem(&agent.post(&[], "b: fail "))["grain"], "b");
     assert_eq!(
         (agent.app().in_flight, agent.app().unbacked_messages),
         (0, 0)

@@ -43,7 +43,7 @@ impl Place {
         for name in &names {
             text += &format!(
                 "[[grain]]\nname = {name}\nruntime = \"rust\"\nhandler = {GRAIN:?}\n{}\n",
-                grain.replace("NOTES", &notes.display().to_string())
+                grain.replace("@NOTES@", &notes.display().to_string())
             );
         }
         fs::write(directory.path().join("app.toml"), text).unwrap();

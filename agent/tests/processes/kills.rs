@@ -6,11 +6,11 @@ use super::harness::{Place, kill, until};
 
 /// A place whose grain `b` notes its process and then takes its time.
 fn slow() -> Place {
-    let grain = "env = { NOTES = \"NOTES\" }";
+    let grain = "env = { NOTES = \"@NOTES@\" }";
     Place::chain(&["a", "b", "c"], "", grain)
 }
 
-const SLOW: &str = "b: sleep 800";
+const SLOW: &str = "b: sleep 800 ";
 
 /// The processes that have begun to handle the slow event in `b`.
 fn handlers(place: &Place) -> Vec<u32> {

@@ -10,7 +10,7 @@ const CONCURRENCY: usize = 64;
 
 #[test]
 fn ten_thousand_requests_at_64_at_once_through_three_grains_lose_and_double_nothing() {
-    let grain = "mode = \"pool\"\nenv = { NOTES = \"NOTES\" }";
+    let grain = "mode = \"pool\"\nenv = { NOTES = \"@NOTES@\" }";
     let place = Place::chain(&["a", "b", "c"], "max_in_flight = 4096", grain);
     let agent = place.start();
     let next = AtomicUsize::new(0);

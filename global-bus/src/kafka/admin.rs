@@ -16,6 +16,20 @@ use super::client::{FRAMING_BYTES, Quiet, base_config, with_settings};
 /// How long one request may take before it is tried again.
 pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Why topics are not there; each may pass.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum TopicError {
+    /// They were made a moment ago and are not known everywhere.
+    #[error("topic {0} is being made")]
+    NotYet(String),
+    /// No answer.
+    #[error("{0}")]
+    Away(String),
+    /// Kafka has answered, and it is no.
+    #[error("{0}")]
+    Refused(String),
+}
+
 /// The administration of one Kafka.
 pub(super) struct Admin {
     client: AdminClient<Quiet>,
@@ -38,7 +52,7 @@ impl Admin {
     ///
     /// `compact` lets tombstones clear the finished messages away; `delete` without a limit of
     /// time or size deletes nothing by itself, but allows deleting below the mark.
-    pub(super) fn create_topics(&self, topics: &[String]) -> Result<(), String> {
+    pub(super) fn create_topics(&self, topics: &[String]) -> Result<(), TopicError> {
         let partitions = i32::try_from(self.partitions).unwrap_or(i32::MAX);
         let new: Vec<NewTopic<'_>> = topics
             .iter()
@@ -51,38 +65,41 @@ impl Admin {
             })
             .collect();
         let made = wait(self.client.create_topics(&new, &options()))
-            .ok_or_else(|| "no answer to the request to make topics".to_owned())?
-            .map_err(|error| error.to_string())?;
+            .ok_or_else(|| TopicError::Away("no answer to the request to make topics".into()))?
+            .map_err(|error| TopicError::Away(error.to_string()))?;
         for result in made {
             match result {
                 Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
-                Err((topic, error)) => return Err(format!("cannot make topic {topic}: {error}")),
+                Err((topic, error)) => {
+                    let reason = format!("Kafka does not make topic {topic}: {error}");
+                    return Err(TopicError::Refused(reason));
+                }
             }
         }
         self.check_partitions(topics)
     }
 
     /// A topic of another number of partitions would scatter the lineages.
-    fn check_partitions(&self, topics: &[String]) -> Result<(), String> {
+    fn check_partitions(&self, topics: &[String]) -> Result<(), TopicError> {
         for topic in topics {
             let metadata = self
                 .client
                 .inner()
                 .fetch_metadata(Some(topic), REQUEST_TIMEOUT)
-                .map_err(|error| error.to_string())?;
+                .map_err(|error| TopicError::Away(error.to_string()))?;
             let found = metadata
                 .topics()
                 .first()
                 .map_or(0, |topic| topic.partitions().len());
             if found == 0 {
-                return Err(format!("topic {topic} is being made"));
+                return Err(TopicError::NotYet(topic.clone()));
             }
             if found != usize::try_from(self.partitions).unwrap_or(usize::MAX) {
-                return Err(format!(
+                return Err(TopicError::Refused(format!(
                     "topic {topic} has {found} partitions, {} are configured: use its number, or \
                      another application name",
                     self.partitions
-                ));
+                )));
             }
         }
         Ok(())

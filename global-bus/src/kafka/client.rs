@@ -156,7 +156,11 @@ impl ProducerContext for Context {
             Ok(message) => message,
             Err((error, _)) => return self.refused(&sent, error),
         };
-        let offset = u64::try_from(message.offset()).expect("a delivered message has an offset");
+        let Ok(offset) = u64::try_from(message.offset()) else {
+            // A setting such as acks=0: nobody has said that the record is durable.
+            let error = KafkaError::MessageProduction(RDKafkaErrorCode::InvalidRequiredAcks);
+            return self.refused(&sent, &error);
+        };
         let mut trackers = self.trackers.lock().unwrap_or_else(PoisonError::into_inner);
         trackers.delivered(&sent, offset);
         drop(trackers);

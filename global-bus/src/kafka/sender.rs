@@ -10,7 +10,7 @@ use rdkafka::{Offset, TopicPartitionList};
 use sandpipe_abi::MessageId;
 
 use super::KafkaOptions;
-use super::admin::Admin;
+use super::admin::{Admin, TopicError};
 use super::client::{Context, unreachable};
 use super::mapping;
 use super::tracker::Trackers;
@@ -228,9 +228,13 @@ impl Sender {
             .map(|(app, grain)| format!("{app}.{grain}"))
             .collect();
         while let Err(error) = self.admin.create_topics(&names) {
-            tracing::warn!(error, "topics are not ready, trying again");
-            if !error.ends_with("is being made") {
-                let reason = unreachable(&self.bootstrap, &error);
+            tracing::debug!(%error, "topics are not ready, trying again");
+            let reason = match error {
+                TopicError::NotYet(_) => None,
+                TopicError::Away(reason) => Some(unreachable(&self.bootstrap, &reason)),
+                TopicError::Refused(reason) => Some(reason),
+            };
+            if let Some(reason) = reason {
                 self.shared.set_health(Health::Degraded { reason });
             }
             if self.shared.pause(RETRY) {

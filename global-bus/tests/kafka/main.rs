@@ -72,6 +72,29 @@ fn an_unknown_setting_is_an_error() {
 }
 
 #[test]
+fn a_setting_that_gives_up_acknowledgements_closes_the_bus() {
+    let Some(bootstrap) = Broker::shared() else {
+        return;
+    };
+    let app = unique_app("acks");
+    let mut options = KafkaOptions::new(bootstrap);
+    options.connect_timeout = WATCHDOG;
+    for (name, value) in [("enable.idempotence", "false"), ("acks", "0")] {
+        options.settings.push((name.to_owned(), value.to_owned()));
+    }
+    let mut bus = KafkaBus::open(options).unwrap();
+    bus.append(&mut vec![record(&app, 1)]).unwrap();
+    wait_until("the bus to close", || {
+        matches!(bus.health(), Health::Closed { .. })
+    });
+    assert_eq!(bus.acknowledged(), Ticket(0));
+    assert!(matches!(
+        bus.append(&mut vec![record(&app, 2)]),
+        Err(AppendError::Closed { .. })
+    ));
+}
+
+#[test]
 fn a_payload_of_several_mebibytes_is_carried() {
     let Some(bootstrap) = Broker::shared() else {
         return;
@@ -104,7 +127,9 @@ fn a_topic_with_another_number_of_partitions_is_named() {
     let mut bus = open(bootstrap, two);
     bus.append(&mut vec![record(&app, 2)]).unwrap();
     let named = |bus: &KafkaBus| match bus.health() {
-        Health::Degraded { reason } => reason.contains("has 4 partitions, 2 are configured"),
+        Health::Degraded { reason } => {
+            reason.starts_with("topic ") && reason.contains("has 4 partitions, 2 are configured")
+        }
         _ => false,
     };
     wait_until("the health to name the topic", || named(&bus));

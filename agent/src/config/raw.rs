@@ -15,12 +15,15 @@ pub(super) struct App {
     pub limits: Option<Limits>,
 }
 
+/// From each grain to those that come after it.
+type Edges = BTreeMap<Spanned<String>, Spanned<Vec<Spanned<String>>>>;
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Workflow {
     pub chain: Option<Spanned<Vec<Spanned<String>>>>,
     pub entry: Option<Spanned<String>>,
-    pub next: Option<Spanned<BTreeMap<Spanned<String>, Spanned<Vec<Spanned<String>>>>>>,
+    pub next: Option<Spanned<Edges>>,
     pub backup: Option<Spanned<String>>,
 }
 

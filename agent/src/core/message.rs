@@ -162,6 +162,10 @@ impl Cause {
 
 /// What the core wants done, in this order.
 #[derive(Debug, PartialEq, Eq)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a command is moved twice and dropped; a box would cost each message an allocation"
+)]
 pub enum Command<W> {
     /// Append to the global bus. Numbers ascend by one; report them with [`super::Core::durable`].
     Append {

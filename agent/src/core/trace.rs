@@ -48,7 +48,7 @@ pub struct Hop {
     pub backed_up_ns: u64,
     /// The message that was handled.
     #[serde(skip)]
-    pub(super) message: MessageId,
+    pub message: MessageId,
 }
 
 impl Trace {

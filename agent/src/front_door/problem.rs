@@ -12,7 +12,7 @@ pub(super) struct Problem {
     status: StatusCode,
     error: &'static str,
     detail: String,
-    failure: Option<Failure>,
+    failure: Option<Box<Failure>>,
     retry_after_s: Option<u64>,
     location: Option<String>,
 }
@@ -40,7 +40,7 @@ impl Problem {
             _ => StatusCode::INTERNAL_SERVER_ERROR,
         };
         let mut problem = Problem::new(status, failure.cause.name(), failure.detail.clone());
-        problem.failure = Some(failure.clone());
+        problem.failure = Some(Box::new(failure.clone()));
         problem
     }
 

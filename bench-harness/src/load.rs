@@ -33,6 +33,8 @@ pub struct Load<'a> {
 pub struct Answered {
     /// When it was due (shared clock, ns).
     pub due_ns: u64,
+    /// When its answer was there.
+    pub arrived_ns: u64,
     /// Its answer.
     pub answer: Answer,
 }
@@ -103,7 +105,11 @@ fn collect(lines: &mut [Line], answered: &mut Vec<Answered>) -> Result<(), Bench
         }
         line.connection.read_more()?;
         if let Some(answer) = line.connection.take_answer()? {
-            answered.push(Answered { due_ns, answer });
+            answered.push(Answered {
+                due_ns,
+                arrived_ns: now_ns(),
+                answer,
+            });
             line.due_ns = None;
         }
     }
@@ -120,5 +126,59 @@ fn readable(connection: &Connection) -> Result<bool, BenchError> {
         Ok(count) => Ok(count > 0),
         Err(rustix::io::Errno::INTR) => Ok(false),
         Err(error) => Err(BenchError::os("poll", error.into())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+    use std::net::TcpListener;
+
+    /// Answers one connection's requests; the tenth waits.
+    fn stalling_server(stall: Duration) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut requests = 0;
+            let mut bytes = [0; 4096];
+            while let Ok(1..) = stream.read(&mut bytes) {
+                requests += 1;
+                if requests == 10 {
+                    std::thread::sleep(stall);
+                }
+                stream
+                    .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+                    .unwrap();
+            }
+        });
+        address
+    }
+
+    #[test]
+    fn a_stall_is_seen_by_every_request_that_was_due_in_it() {
+        let address = stalling_server(Duration::from_millis(100));
+        let load = Load {
+            address: &address,
+            path: "/",
+            body: b"",
+            rate_per_s: 1000,
+            count: 200,
+            connections: 1,
+        };
+        let answered = run(&load).unwrap();
+        assert_eq!(answered.len(), 200);
+        let late = answered
+            .iter()
+            .filter(|a| a.arrived_ns - a.due_ns > 20_000_000)
+            .count();
+        // 100 requests fell due while the one connection was stalled; 80 of them for 20 ms.
+        assert!(late >= 70, "{late} requests saw the stall");
+        assert!(
+            answered
+                .windows(2)
+                .all(|pair| pair[1].due_ns == pair[0].due_ns + 1_000_000)
+        );
     }
 }

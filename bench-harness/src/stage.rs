@@ -68,7 +68,7 @@ impl Stage {
         let run = tempfile::tempdir().map_err(|e| BenchError::os("a run directory", e))?;
         let wrong = |detail: String| BenchError::peer(format!("sandbox {app}"), detail);
         let topology = topology(grains)?;
-        let spec = spec(app, run.path(), grains, &topology);
+        let spec = spec(app, &run.path().join("run"), grains, &topology);
         let mut handle = create_or_adopt(&spec).map_err(|e| wrong(e.to_string()))?;
         let socket = handle
             .take_attach_socket()

@@ -1,4 +1,5 @@
-//! What the harness's grains write into their messages: when each handler started and ended.
+//! What the harness's grains append to their messages: when each handler started and ended, as two
+//! little-endian words.
 
 use crate::error::BenchError;
 
@@ -12,15 +13,6 @@ pub struct Stamps {
 }
 
 impl Stamps {
-    /// The payload of `before` with one handler's times appended: two little-endian words.
-    #[must_use]
-    pub fn append(self, before: &[u8]) -> Vec<u8> {
-        let mut payload = before.to_vec();
-        payload.extend_from_slice(&self.start_ns.to_le_bytes());
-        payload.extend_from_slice(&self.end_ns.to_le_bytes());
-        payload
-    }
-
     /// The times of the last `N` handlers of a chain, in the chain's order.
     ///
     /// # Errors
@@ -63,6 +55,17 @@ impl Stamps {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    impl Stamps {
+        fn append(self, before: &[u8]) -> Vec<u8> {
+            [
+                before,
+                &self.start_ns.to_le_bytes(),
+                &self.end_ns.to_le_bytes(),
+            ]
+            .concat()
+        }
+    }
 
     #[test]
     fn stamps_travel_through_a_chain() {

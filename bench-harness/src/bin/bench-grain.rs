@@ -6,7 +6,9 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use sandpipe_bench::probes::fork::woken_until_child_runs;
+use sandpipe_bench::clock::now_ns;
+use sandpipe_bench::probes::fork::{Heap, woken_until_child_runs};
+use sandpipe_grain::Output;
 
 /// MiB of heap that the grain touches when it is loaded.
 const HEAP_VARIABLE: &str = "BENCH_GRAIN_HEAP_MIB";
@@ -43,6 +45,16 @@ fn floor(count: &str, pause_us: &str) -> ExitCode {
     }
 }
 
+/// Appends two little-endian words to the payload: the handler's first and last moment.
 fn grain() -> ExitCode {
-    ExitCode::FAILURE
+    let heap = Heap::touched(heap_mib());
+    let ended = sandpipe_grain::run(|event, _| {
+        let start_ns = now_ns();
+        let mut payload = event.data().to_vec();
+        payload.extend_from_slice(&start_ns.to_le_bytes());
+        payload.extend_from_slice(&now_ns().to_le_bytes());
+        Ok(Output::from(payload))
+    });
+    heap.keep();
+    ended
 }

@@ -29,6 +29,8 @@ pub(super) const FIGURE: FigureKind = FigureKind {
 
 /// Bytes of a message; the paper does not say its size.
 const MESSAGE_BYTES: usize = 1024;
+/// Messages of a round over Kafka, each 2 ms after the one before.
+const MESSAGES: usize = 150;
 /// Messages of each run that are not counted.
 const COLD: usize = 100;
 
@@ -50,60 +52,94 @@ const SUBSTITUTIONS: [&str; 4] = [
 
 fn measure(setting: &Setting<'_>) -> Result<Parts, BenchError> {
     let cpus = two_cpus()?;
-    let cores = Cores::Pinned(cpus);
-    let wakes = setting.profile.samples(300);
     let mut parts = Parts::default();
     parts.substitutions.extend(SUBSTITUTIONS.map(str::to_owned));
     let broker = warm_broker(setting);
+    if let Err(error) = &broker {
+        parts.notes.push(format!("{KAFKA}: {error}"));
+    }
     let mut plan = Plan::default();
-    let awake = plan.case(AWAKE, "Rust", setting.profile.samples(3000), |n| {
-        local_one_way(cpus, n, Consumer::Awake)
-    });
-    let parked = plan.case(PARKED, "Rust", wakes, |n| {
-        local_one_way(cpus, n, Consumer::Asleep)
-    });
-    let futex = plan.case("futex wake", "floor", wakes, |n| {
-        one_way(Bell::Futex, cores, n)
-    });
-    let pipe = plan.case("pipe", "floor", wakes, |n| one_way(Bell::Pipe, cores, n));
-    plan.near_block(&[pipe, futex, parked]);
-    plan.ratio("5b.parked_over_futex.rust", parked, futex);
-    match &broker {
-        Ok(broker) => {
-            let messages = setting.profile.samples(150);
-            let rust = plan.case(KAFKA, "Rust", messages, |n| {
-                kafka::one_way(broker.bootstrap(), n)
-            });
-            plan.near_block(&[awake, rust, parked]);
-            plan.ratio("5b.kafka_over_local.rust.awake", rust, awake);
-            plan.ratio("5b.kafka_over_local.rust.parked", rust, parked);
-            match Python::with(&setting.root, "confluent_kafka") {
-                Ok(python) => {
-                    let bootstrap = broker.bootstrap();
-                    let case = plan.case(KAFKA, "Python", messages, move |n| {
-                        let count = n.to_string();
-                        let arguments = [
-                            "--bootstrap",
-                            bootstrap,
-                            "--topic",
-                            kafka::TOPIC,
-                            "--count",
-                            &count,
-                        ];
-                        python.latencies("kafka_one_way.py", &arguments)
-                    });
-                    plan.block(&[case]);
-                }
-                Err(error) => parts.notes.push(format!("{KAFKA} (Python): {error}")),
-            }
-        }
-        Err(error) => {
-            plan.near_block(&[awake]);
-            parts.notes.push(format!("{KAFKA}: {error}"));
-        }
+    rust_rows(setting, &mut plan, cpus, broker.as_ref().ok());
+    if let Err(error) = python_rows(setting, &mut plan, cpus, broker.as_ref().ok()) {
+        parts.notes.push(format!("all Python rows: {error}"));
     }
     parts.measure(setting, plan, Unit::Us, paper_ns)?;
     Ok(parts)
+}
+
+fn rust_rows<'a>(
+    setting: &Setting<'_>,
+    plan: &mut Plan<'a>,
+    cpus: [usize; 2],
+    broker: Option<&'a Broker>,
+) {
+    let cores = Cores::Pinned(cpus);
+    let wakes = setting.profile.samples(300);
+    let awake = plan.case(AWAKE, "Rust", setting.profile.samples(3000), move |n| {
+        local_one_way(cpus, n, Consumer::Awake)
+    });
+    let parked = plan.case(PARKED, "Rust", wakes, move |n| {
+        local_one_way(cpus, n, Consumer::Asleep)
+    });
+    let futex = plan.case("futex wake", "floor", wakes, move |n| {
+        one_way(Bell::Futex, cores, n)
+    });
+    let pipe = plan.case("pipe", "floor", wakes, move |n| {
+        one_way(Bell::Pipe, cores, n)
+    });
+    plan.near_block(&[pipe, futex, parked]);
+    plan.ratio("5b.parked_over_futex.rust", parked, futex);
+    let Some(broker) = broker else {
+        return plan.near_block(&[awake]);
+    };
+    let rust = plan.case(KAFKA, "Rust", setting.profile.samples(MESSAGES), |n| {
+        kafka::one_way(broker.bootstrap(), n)
+    });
+    plan.near_block(&[awake, rust, parked]);
+    plan.ratio("5b.kafka_over_local.rust.awake", rust, awake);
+    plan.ratio("5b.kafka_over_local.rust.parked", rust, parked);
+}
+
+/// Programs of bench-harness/python, whose processes pin themselves.
+fn python_rows<'a>(
+    setting: &Setting<'_>,
+    plan: &mut Plan<'a>,
+    cpus: [usize; 2],
+    broker: Option<&'a Broker>,
+) -> Result<(), BenchError> {
+    let python = Python::with(&setting.root, "sandpipe")?;
+    let pair = format!("{},{}", cpus[0], cpus[1]);
+    let local = move |n: usize, more: &[&str]| {
+        let count = n.to_string();
+        let arguments = [&["--cpus", &pair, "--count", &count], more].concat();
+        python.latencies("local_bus_one_way.py", &arguments)
+    };
+    let asleep = local.clone();
+    let awake = plan.case(AWAKE, "Python", setting.profile.samples(1000), move |n| {
+        local(n, &[])
+    });
+    let parked = plan.case(PARKED, "Python", setting.profile.samples(200), move |n| {
+        asleep(n, &["--asleep"])
+    });
+    let Some(broker) = broker else {
+        plan.near_block(&[awake, parked]);
+        return Ok(());
+    };
+    let python = Python::with(&setting.root, "confluent_kafka")?;
+    let kafka = plan.case(
+        KAFKA,
+        "Python",
+        setting.profile.samples(MESSAGES),
+        move |n| {
+            let count = n.to_string();
+            let topic = ["--topic", kafka::TOPIC, "--count", &count];
+            let arguments = [&["--bootstrap", broker.bootstrap()], &topic[..]].concat();
+            python.latencies("kafka_one_way.py", &arguments)
+        },
+    );
+    plan.near_block(&[parked, awake, kafka]);
+    plan.ratio("5b.kafka_over_local.python.awake", kafka, awake);
+    Ok(())
 }
 
 /// A broker whose topic is there and whose hot paths are compiled.

@@ -11,7 +11,7 @@ use rustix::fs::{Access, OFlags};
 use crate::config::{Route, WorkerConfig};
 use crate::event::{Context, Event, HandlerError, Output};
 use crate::runtime::Runtime;
-use crate::worker::run_from_env;
+use crate::start::run_from_env;
 
 /// Bytes of a program's stderr that its error keeps.
 const STDERR_TAIL: usize = 2048;

@@ -12,7 +12,7 @@ use crate::board::{Board, Reason, SlotUse};
 use crate::config::{Mode, WorkerConfig};
 use crate::event::{Context, Event, HandlerError};
 use crate::process;
-use crate::publish::{Outcome, publish};
+use crate::publish::{Outcome, publish, rehearse};
 use crate::runtime::Runtime;
 
 /// Exit code of an instance whose view of a peer was too old to publish: its event is delivered
@@ -39,6 +39,12 @@ impl Seat {
             instance: bus.instance(slot),
         }
     }
+
+    /// Touches what handling an event will touch.
+    pub(crate) fn rehearse(&mut self, config: &WorkerConfig) {
+        rehearse(config, &mut self.instance);
+        self.claimer.finish();
+    }
 }
 
 /// What a forked instance has: everything is its own copy, only the segments are shared.
@@ -58,7 +64,7 @@ impl<R: Runtime> Forked<'_, R> {
     pub(crate) fn run(mut self, handed: Option<Delivery>) -> ! {
         // A panic must not unwind into the worker's loop: this is a copy of the worker.
         let code = catch_unwind(AssertUnwindSafe(|| {
-            self.start();
+            self.start(handed.is_some());
             let code = match handed {
                 Some(delivery) => self.handle(&delivery).map_or_else(|code| code, |_| 0),
                 None => self.serve(),
@@ -69,23 +75,27 @@ impl<R: Runtime> Forked<'_, R> {
         process::exit_now(code.unwrap_or(EXIT_PANIC))
     }
 
-    fn start(&mut self) {
+    /// What stands between the fork and the first line of a handler is kept short.
+    fn start(&mut self, has_event: bool) {
         process::bind_to_parent(self.parent);
         process::forget_signals();
-        self.bus.hold_slot(self.seat.slot, std::process::id());
-        // Without a lease the worker still sees the death by waitid.
-        let _ = Lease::hold(self.bus, self.seat.slot);
-        // A grandchild that outlives its instance must not write into a slot leased again.
+        // A grandchild that outlives its instance must not write into a slot leased again, nor
+        // commit what its parent commits.
         if let Some(own) = self.bus.segment(self.bus.family()) {
             own.do_not_fork();
         }
-        self.board.page().do_not_fork();
+        if !has_event {
+            // An idle holder is watched by its lease; of one that is born with its event the
+            // worker learns by waitid, soon enough.
+            let _ = Lease::hold(self.bus, self.seat.slot);
+        }
         self.runtime.after_fork();
     }
 
     /// Waits for events: one for a spare, many in a pool.
     fn serve(&mut self) -> i32 {
         let slot = self.seat.slot;
+        self.seat.rehearse(self.config);
         self.runtime.warm();
         let bell = self.bus.bell(self.bus.family());
         loop {

@@ -28,6 +28,7 @@ mod instance;
 mod process;
 mod publish;
 mod runtime;
+mod start;
 mod worker;
 
 pub use crate::config::{
@@ -37,4 +38,4 @@ pub use crate::event::{Context, Event, HandlerError, Output};
 pub use crate::exec::exec_worker_main;
 pub use crate::process::{Fork, fork};
 pub use crate::runtime::Runtime;
-pub use crate::worker::{EXIT_CONFIG, EXIT_LOAD, run, run_from_env, run_worker};
+pub use crate::start::{EXIT_CONFIG, EXIT_LOAD, run, run_from_env, run_worker};

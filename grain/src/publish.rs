@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use sandpipe::layout::INLINE_MAX;
 use sandpipe::{
-    Bus, Delivery, FailureCode, FamilyIndex, Instance, Kind, Loan, LoanError, Mapping,
-    MessageHeader, Payload, StageError, TraceStamps, derive_child, monotonic_ns,
+    Ack, Body, Bus, Delivery, FailureCode, FamilyIndex, Instance, Kind, Loan, LoanError, Mapping,
+    Message, MessageHeader, MessageId, Payload, StageError, TraceStamps, derive_child,
+    monotonic_ns,
 };
 
 use crate::config::{Backup, Route, WorkerConfig};
@@ -88,6 +89,41 @@ pub(crate) fn publish(
         instance.discard();
         room.wait()?;
     }
+}
+
+/// Does everything that a first publication does but the commit, so that the memory it needs is
+/// mapped and the processor's features are known: a few page faults and traps that would otherwise
+/// stand between an event and its handler. Nothing becomes visible; a death inside costs nothing.
+pub(crate) fn rehearse(config: &WorkerConfig, instance: &mut Instance<Mapping>) {
+    let header = MessageHeader::event(MessageId(1), MessageId(1), MessageId::NONE, config.family());
+    let message = Message {
+        header,
+        len: 0,
+        body: Body::Inline([0; INLINE_MAX / 8]),
+    };
+    let delivery = Delivery {
+        message,
+        attempt: 1,
+        source: FamilyIndex::AGENT,
+        ack: Ack::NOTHING,
+    };
+    let (pieces, data) = pieces(config, &delivery, Outcome::Output(Output::from([0; 64])));
+    std::hint::black_box(stack());
+    let loan = instance.loan(data.len()).ok();
+    if let Some(loan) = &loan {
+        instance.write(loan, 0, &data);
+    }
+    let _ = stage(instance, &pieces, &data, None, TraceStamps::default());
+    instance.discard();
+    if let Some(loan) = loan {
+        instance.give_back(loan);
+    }
+}
+
+/// Touches the stack below.
+#[inline(never)]
+fn stack() -> [u8; 16 << 10] {
+    std::hint::black_box([1; 16 << 10])
 }
 
 /// Stages everything; false if a lane is full.

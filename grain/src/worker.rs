@@ -4,95 +4,23 @@
 //! handlers move the word that the thread sleeps on, so nothing that arrives between its last look
 //! and its sleep is missed.
 
-use std::os::fd::OwnedFd;
+use std::io;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use sandpipe::attach::AttachError;
 use sandpipe::recover::{Repair, recover_slot};
-use sandpipe::{
-    Bus, Delivery, FamilyIndex, Lease, Mapping, PARK_MAX, Participant, SlotIndex, futex,
-    monotonic_ns,
-};
+use sandpipe::{Bus, Delivery, Mapping, PARK_MAX, Participant, SlotIndex, futex, monotonic_ns};
 
 use crate::board::{Board, Reason, SlotUse};
-use crate::config::{ATTACH_FD, Mode, WorkerConfig};
-use crate::event::{Context, Event, HandlerError, Output};
+use crate::config::{Mode, WorkerConfig};
 use crate::instance::{EXIT_STALE, Forked, Seat, log};
 use crate::process::{self, Ended, Fork};
-use crate::runtime::{Function, Runtime};
-
-/// Exit code of a worker whose handler could not be loaded.
-pub const EXIT_LOAD: u8 = 3;
-
-/// Exit code of a worker whose configuration and sandbox do not fit.
-pub const EXIT_CONFIG: u8 = 2;
-
-/// How long the guardian may take to answer.
-const ATTACH_TIMEOUT: Duration = Duration::from_secs(30);
+use crate::runtime::Runtime;
 
 /// Pauses after an instance that died before it took an event, or a fork that failed.
 const BACK_OFF_MIN: Duration = Duration::from_millis(1);
 const BACK_OFF_MAX: Duration = Duration::from_secs(1);
-
-/// Runs a Rust handler as a grain: what `main` of a grain's program returns.
-///
-/// Serves until the sandbox ends the worker. A panic of the handler is reported as its error; with
-/// `panic = "abort"` it is a crash, and the event is tried again.
-pub fn run<F>(handler: F) -> ExitCode
-where
-    F: Fn(&Event, &mut Context<'_>) -> Result<Output, HandlerError>,
-{
-    run_from_env(|_| Function(handler))
-}
-
-/// Runs a runtime with the configuration and the socket that the sandbox left in the environment.
-pub fn run_from_env<R: Runtime>(runtime: impl FnOnce(&WorkerConfig) -> R) -> ExitCode {
-    let started = WorkerConfig::from_env()
-        .map_err(|error| error.to_string())
-        .and_then(|config| {
-            let socket = process::inherited(ATTACH_FD)
-                .map_err(|error| format!("descriptor {ATTACH_FD}, the guardian's: {error}"))?;
-            Ok((config, socket))
-        });
-    match started {
-        Ok((config, socket)) => {
-            let runtime = runtime(&config);
-            run_worker(config, socket, runtime)
-        }
-        Err(error) => {
-            eprintln!("sandpipe: {error}");
-            ExitCode::from(EXIT_CONFIG)
-        }
-    }
-}
-
-/// Attaches over `socket`, loads the runtime and serves until SIGTERM or the guardian's end. Call
-/// it on the main thread, once in a process; it installs handlers of SIGCHLD, SIGIO and SIGTERM.
-pub fn run_worker<R: Runtime>(config: WorkerConfig, socket: OwnedFd, runtime: R) -> ExitCode {
-    let family = config.family();
-    let attached = Participant::attach(socket, family, ATTACH_TIMEOUT)
-        .map_err(|error| error.to_string())
-        .and_then(|(participant, bus)| Worker::new(config.clone(), participant, bus, runtime));
-    let mut worker = match attached {
-        Ok(worker) => worker,
-        Err(error) => {
-            log(&config, format_args!("{error}"));
-            return ExitCode::from(EXIT_CONFIG);
-        }
-    };
-    // The lease is held for this thread's life.
-    let _lease = Lease::hold(&worker.bus, SlotIndex(0));
-    worker.bus.hold_slot(SlotIndex(0), std::process::id());
-    if let Err(reason) = worker.runtime.load() {
-        log(
-            &config,
-            format_args!("cannot load {}: {reason}", config.handler),
-        );
-        return ExitCode::from(EXIT_LOAD);
-    }
-    worker.serve()
-}
 
 /// A living instance, as its worker knows it.
 #[derive(Clone, Copy, Debug)]
@@ -101,7 +29,8 @@ struct Child {
     over_time: bool,
 }
 
-struct Worker<R> {
+/// The worker of one grain, attached.
+pub(crate) struct Worker<R> {
     config: WorkerConfig,
     participant: Option<Participant>,
     bus: Bus<Mapping>,
@@ -120,17 +49,19 @@ struct Worker<R> {
 }
 
 impl<R: Runtime> Worker<R> {
-    fn new(
+    /// Installs the signal handlers: once in a process.
+    ///
+    /// # Errors
+    /// The system's.
+    pub(crate) fn new(
         config: WorkerConfig,
         participant: Participant,
         bus: Bus<Mapping>,
         runtime: R,
-    ) -> Result<Worker<R>, String> {
-        check_topology(&config, &bus)?;
-        let text = |error: std::io::Error| error.to_string();
-        let board = Board::new(config.slots(), config.concurrency).map_err(text)?;
+    ) -> io::Result<Worker<R>> {
+        let board = Board::new(config.slots(), config.concurrency)?;
         process::catch_signals(bus.bell(bus.family()), board.page().clone());
-        process::signal_when_readable(participant.as_fd()).map_err(text)?;
+        process::signal_when_readable(participant.as_fd())?;
         Ok(Worker {
             participant: Some(participant),
             pid: std::process::id(),
@@ -147,8 +78,23 @@ impl<R: Runtime> Worker<R> {
         })
     }
 
-    fn serve(&mut self) -> ExitCode {
+    /// Loads the handler.
+    ///
+    /// # Errors
+    /// The runtime's reason.
+    pub(crate) fn load(&mut self) -> Result<(), String> {
+        self.runtime.load()
+    }
+
+    /// Serves until SIGTERM or the guardian's end.
+    pub(crate) fn serve(&mut self) -> ExitCode {
+        // What the first instance would find cold, its worker has warmed for all.
+        Seat::new(&self.bus, SlotIndex(0)).rehearse(&self.config);
         loop {
+            // First of all: everything else can wait, an event cannot.
+            if !self.draining {
+                self.make_instances();
+            }
             let arrived = process::take_arrived();
             if arrived.socket && self.update_peers().is_err() {
                 return self.abandon();
@@ -162,12 +108,8 @@ impl<R: Runtime> Worker<R> {
                 self.bus.bell(self.bus.family()).ring_all();
             }
             let timeout = self.enforce_time_limit();
-            if self.draining {
-                if self.children.iter().all(Option::is_none) {
-                    return ExitCode::SUCCESS;
-                }
-            } else {
-                self.make_instances();
+            if self.draining && self.children.iter().all(Option::is_none) {
+                return ExitCode::SUCCESS;
             }
             self.park(timeout);
         }
@@ -242,6 +184,8 @@ impl<R: Runtime> Worker<R> {
                 forked.run(handed)
             }
             Ok(Fork::Parent(pid)) => {
+                // The child has better things to do.
+                self.bus.hold_slot(slot, pid.cast_unsigned());
                 let over_time = false;
                 self.children[usize::from(slot.0)] = Some(Child { pid, over_time });
             }
@@ -250,7 +194,10 @@ impl<R: Runtime> Worker<R> {
                     &self.config,
                     format_args!("cannot fork: {error}; trying again"),
                 );
-                self.free(slot);
+                self.held = handed.map(|delivery| (slot, delivery));
+                if handed.is_none() {
+                    self.free(slot);
+                }
                 self.pause();
             }
         }
@@ -387,32 +334,4 @@ impl<R: Runtime> Worker<R> {
             futex::wait(word, seen as u32, timeout);
         }
     }
-}
-
-/// The sandbox was made for this configuration: slots, and a lane to every queue it publishes to.
-fn check_topology(config: &WorkerConfig, bus: &Bus<Mapping>) -> Result<(), String> {
-    let spec = bus.topology().family(bus.family());
-    if spec.slots != config.slots() {
-        return Err(format!(
-            "the sandbox has {} instance slots for it, its configuration needs {}",
-            spec.slots,
-            config.slots()
-        ));
-    }
-    let next = config.next.iter().map(|next| FamilyIndex(next.family));
-    for queue in next.chain([FamilyIndex::AGENT]) {
-        let lane = spec.targets.iter().find(|target| target.queue == queue);
-        let Some(lane) = lane else {
-            return Err(format!("the sandbox gives it no lane to queue {}", queue.0));
-        };
-        if (lane.lane_slots as usize) < config.next.len() {
-            let slots = lane.lane_slots;
-            return Err(format!(
-                "its lane to queue {} has {slots} slots, one commit needs {}",
-                queue.0,
-                config.next.len()
-            ));
-        }
-    }
-    Ok(())
 }

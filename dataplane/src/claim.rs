@@ -156,6 +156,7 @@ impl<M: Memory> Claimer<M> {
             let head = self.own.word(*head_at).load(Ordering::Acquire);
             for position in head..head + reader.lane_slots() {
                 let word = self.own.word(claim_at(*head_at, reader.mask(), position));
+                // SYNC(claim): Acquire pairs with the claiming exchange of another instance.
                 let seen = word.load(Ordering::Acquire);
                 let claim = Claim::from_word(seen);
                 if claim.position_after > position + 1 {
@@ -380,7 +381,8 @@ pub(crate) fn advance_head(own: &impl Memory, head_at: usize, mask: u64) {
         if claim != done.to_word() || done.position_after != head + 1 {
             return;
         }
-        // SYNC(head): Release pairs with the producer's Acquire; (release): so does the entry.
+        // SYNC(head): Release pairs with the producer's Acquire of free slots.
+        // SYNC(release): and with its Acquire before it looks for the entry.
         match word.compare_exchange(head, head + 1, Ordering::AcqRel, Ordering::Acquire) {
             Ok(_) => head += 1,
             Err(now) => head = now,

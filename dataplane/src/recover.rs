@@ -50,6 +50,7 @@ pub fn recover_slot<M: Memory>(bus: &Bus<M>, slot: SlotIndex) -> Repair {
     let mut repair = Repair::default();
     let line = slot_at + offset_of!(InstanceSlot, commit);
     let load = |at: usize| bus.own_memory().word(at).load(Ordering::Acquire);
+    // SYNC(intent): the dead one stored `seq` in front of its items; waitid ordered all of it.
     let commit = load(line + offset_of!(CommitLine, commit));
     let committed = commit != 0 && load(line + offset_of!(CommitLine, seq)) == commit;
     if committed {

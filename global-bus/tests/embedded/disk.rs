@@ -1,6 +1,7 @@
 //! A disk that is full or read-only: a small tmpfs in a mount namespace of its own.
 
 use std::fs;
+use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -95,7 +96,9 @@ fn on_a_tmpfs(test: &str, role: &str, then: &str) {
         .stderr(Stdio::null())
         .status();
     if !try_it.is_ok_and(|status| status.success()) {
-        eprintln!("SKIP {test}: needs root, or the right to make a mount namespace (unshare -m)");
+        let reason = "needs root, or the right to make a mount namespace (unshare -m)";
+        // Not eprintln!, which the test harness keeps to itself when a test passes.
+        let _ = writeln!(std::io::stderr(), "SKIP {test}: {reason}");
         return;
     }
     let dir = tempfile::tempdir().unwrap();

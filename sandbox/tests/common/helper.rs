@@ -119,22 +119,19 @@ fn worker(mood: &str, family: u16, file: &str) {
         _ => {}
     }
     let began = Instant::now();
-    let (mut beats, mut last, mut longest) = (0u64, began, Duration::ZERO);
+    let (mut beats, mut last, mut longest, mut updates) = (0u64, began, Duration::ZERO, 0u64);
     loop {
         std::thread::sleep(Duration::from_millis(1));
-        participant
-            .update(&mut bus)
-            .unwrap_or_else(|error| panic!("update: {error}"));
+        let updated = participant.update(&mut bus);
+        updates += u64::from(updated.unwrap_or_else(|error| panic!("update: {error}")));
         let now = Instant::now();
         longest = longest.max(now - last);
         last = now;
         beats += 1;
-        let words = [
-            beats.to_le_bytes(),
-            (longest.as_micros() as u64).to_le_bytes(),
-        ]
-        .concat();
-        marker.write_all_at(&words, 0).expect("16 bytes");
+        let words = [beats, longest.as_micros() as u64, updates]
+            .map(u64::to_le_bytes)
+            .concat();
+        marker.write_all_at(&words, 0).expect("24 bytes");
         if mood == "crashing" && began.elapsed() > Duration::from_millis(20) {
             eprintln!("crash {count}");
             std::process::exit(7);

@@ -81,11 +81,15 @@ impl Scene {
         }
     }
 
-    /// Beats of a worker so far and the longest pause between two, in microseconds.
-    pub fn beat(&self, grain: &str) -> Option<(u64, u64)> {
+    /// What a worker says about itself; `None` until it is attached.
+    pub fn beat(&self, grain: &str) -> Option<Beat> {
         let bytes = fs::read(self.path().join(format!("{grain}.beat"))).ok()?;
-        let word = |i: usize| Some(u64::from_le_bytes(*bytes.get(i..)?.first_chunk()?));
-        Some((word(0)?, word(8)?))
+        let word = |i: usize| Some(u64::from_le_bytes(*bytes.get(i * 8..)?.first_chunk()?));
+        Some(Beat {
+            beats: word(0)?,
+            longest_us: word(1)?,
+            updates: word(2)?,
+        })
     }
 
     /// When a worker was started, in milliseconds.
@@ -180,6 +184,16 @@ fn topology(workers: usize) -> Vec<u8> {
         chunks: vec![],
     });
     Topology::new(families.collect()).unwrap().encode()
+}
+
+/// A worker's account of its life.
+pub struct Beat {
+    /// One a millisecond.
+    pub beats: u64,
+    /// The longest pause between two.
+    pub longest_us: u64,
+    /// How often it was told of another family's new memory.
+    pub updates: u64,
 }
 
 /// A host agent; killed when dropped.

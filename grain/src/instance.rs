@@ -151,13 +151,11 @@ impl<R: Runtime> Forked<'_, R> {
         Ok(goes_on)
     }
 
-    /// A spare that found `concurrency` others busy sleeps although there are messages; and the
-    /// worker may fork the next spare while this one ends.
+    /// A spare that found `concurrency` others busy sleeps although there are messages.
     fn hand_on(&self) {
         if self.seat.claimer.has_message() {
             self.bus.bell(self.bus.family()).ring_all();
         }
-        self.board.nudge();
     }
 
     /// Handles one event and commits its outcome; false if the process should not handle more.
@@ -178,6 +176,10 @@ impl<R: Runtime> Forked<'_, R> {
         publish(self.config, self.bus, instance, delivery, outcome, stamps)
             .map_err(|_stale| EXIT_STALE)?;
         seat.claimer.finish();
+        if self.config.mode == Mode::Fork {
+            // Whoever was woken may wait for this core; the end of a process can wait for it.
+            rustix::thread::sched_yield();
+        }
         Ok(sound)
     }
 

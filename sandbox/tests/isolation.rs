@@ -137,13 +137,21 @@ fn a_plain_user_gets_a_sandbox_in_a_user_namespace_and_is_told_what_is_refused()
 #[test]
 fn the_probe_proves_each_part_and_leaves_nothing() {
     let probes = |uid: u32| -> Vec<Probe> {
-        let output = Command::new(HELPER)
+        let mut command = Command::new(HELPER);
+        let child = command
             .arg("probe")
             .uid(uid)
             .gid(uid)
-            .output()
+            .stdout(Stdio::piped())
+            .spawn()
             .unwrap();
+        let its_cgroups = format!("sandpipe-probe-{}", child.id());
+        let output = child.wait_with_output().unwrap();
         assert!(output.status.success(), "{output:?}");
+        let left = Command::new("find")
+            .args(["/sys/fs/cgroup", "-name", &its_cgroups])
+            .output();
+        assert_eq!(String::from_utf8_lossy(&left.unwrap().stdout), "");
         serde_json::from_slice(&output.stdout).unwrap()
     };
     let own = rustix::process::geteuid().as_raw();
@@ -162,8 +170,4 @@ fn the_probe_proves_each_part_and_leaves_nothing() {
             );
         }
     }
-    let left = Command::new("find")
-        .args(["/sys/fs/cgroup", "-name", "sandpipe-probe-*"])
-        .output();
-    assert_eq!(String::from_utf8_lossy(&left.unwrap().stdout), "");
 }

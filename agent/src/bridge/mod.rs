@@ -2,10 +2,12 @@
 //! the global bus and publishes into the grains' queues.
 
 mod appends;
+mod clock;
 #[cfg(test)]
 pub(crate) mod fake;
 mod local;
 mod mailbox;
+mod recovery;
 mod sandbox_bus;
 mod status;
 #[cfg(test)]

@@ -1,7 +1,11 @@
 //! What a bus thread says about itself.
 
+use std::sync::Arc;
+
+use sandpipe_global_bus::Health;
 use serde::{Deserialize, Serialize};
 
+use super::thread::BusThread;
 use crate::core::Counters;
 
 /// How an application is.
@@ -46,4 +50,45 @@ pub struct GrainState {
     pub trouble: Option<String>,
     /// It will not run before somebody mends it.
     pub broken: bool,
+}
+
+impl BusThread {
+    /// Why no request is taken for now.
+    pub(super) fn not_ready(&self) -> Option<Arc<str>> {
+        if self.stopping.is_some() {
+            return Some("the agent is stopping".into());
+        }
+        if self.local.is_none() {
+            return Some(Arc::clone(&self.absent));
+        }
+        let broken = self.workers.iter().find(|worker| worker.broken)?;
+        let trouble = broken.trouble.as_deref().unwrap_or("it does not run");
+        Some(format!("grain {}: {trouble}", broken.grain).into())
+    }
+
+    pub(super) fn status(&self) -> AppStatus {
+        let window = self.global.window();
+        let mut not_ready = self.not_ready();
+        if not_ready.is_none() && self.workers.iter().any(|w| w.state != "running") {
+            not_ready = Some("a grain worker is starting".into());
+        }
+        if let (None, Health::Degraded { reason } | Health::Closed { reason }) =
+            (&not_ready, self.global.health())
+        {
+            not_ready = Some(reason.into());
+        }
+        AppStatus {
+            app: self.app.to_string(),
+            not_ready: not_ready.map(|reason| reason.to_string()),
+            grains: self.workers.clone(),
+            in_flight: self.core.in_flight(),
+            kept_results: self.core.kept_results(),
+            unbacked_messages: window.messages,
+            unbacked_bytes: window.bytes,
+            unbacked_age_ms: u64::try_from(window.oldest_age.as_millis()).unwrap_or(u64::MAX),
+            counters: self.core.counters(),
+            attachments: self.attachments,
+            adopted: self.adopted,
+        }
+    }
 }

@@ -1,18 +1,18 @@
 //! The bus thread's loop.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
-use sandpipe_abi::MessageId;
 use sandpipe_global_bus::{AppendError, GlobalBus, Health, ReplayError};
 use tokio::sync::oneshot;
 
 use super::appends::Appends;
-use super::local::{Attached, LocalBus, LocalError, Publish, SandboxSource};
+use super::clock::Clock;
+use super::local::{LocalBus, Publish, SandboxSource};
 use super::mailbox::{Mailbox, Post, Waiter};
-use super::status::{AppStatus, GrainState};
-use crate::core::{Command, Core, Now, Reply, Workflow};
+use super::status::GrainState;
+use crate::core::{Command, Core, Reply, Workflow};
 
 /// Messages that are read before everything else gets its turn.
 const POLL_LIMIT: usize = 256;
@@ -20,10 +20,9 @@ const POLL_LIMIT: usize = 256;
 /// Looks at all sources in vain before the thread parks. Small: grains need the other core.
 const SPINS: u32 = 200;
 
-/// How often health is looked at, marks are committed and a missing sandbox is tried again.
+/// How often health is looked at, and how often marks are committed.
 const HOUSEKEEPING: Duration = Duration::from_millis(100);
 const MARKS: Duration = Duration::from_secs(1);
-const RETRY: Duration = Duration::from_millis(500);
 
 /// The longest park: a bell may be lost with its ringer.
 const PARK: Duration = Duration::from_millis(50);
@@ -45,27 +44,27 @@ pub struct Settings {
 
 /// One application's bus thread.
 pub struct BusThread {
-    core: Core<Waiter>,
-    app: Arc<str>,
-    backup: bool,
-    partitions: u32,
-    global: Box<dyn GlobalBus>,
-    source: Box<dyn SandboxSource>,
-    local: Option<Box<dyn LocalBus>>,
+    pub(super) core: Core<Waiter>,
+    pub(super) app: Arc<str>,
+    pub(super) backup: bool,
+    pub(super) partitions: u32,
+    pub(super) global: Box<dyn GlobalBus>,
+    pub(super) source: Box<dyn SandboxSource>,
+    pub(super) local: Option<Box<dyn LocalBus>>,
     /// Why there is no local bus.
-    absent: Arc<str>,
-    mailbox: Arc<Mailbox>,
-    posts: VecDeque<Post>,
-    appends: Appends,
-    clock: Clock,
-    workers: Vec<GrainState>,
-    attachments: u64,
-    adopted: bool,
-    housekeeping: Instant,
-    marks: Instant,
-    retry: Instant,
-    stopping: Option<(Instant, oneshot::Sender<()>)>,
-    fenced: bool,
+    pub(super) absent: Arc<str>,
+    pub(super) mailbox: Arc<Mailbox>,
+    pub(super) posts: VecDeque<Post>,
+    pub(super) appends: Appends,
+    pub(super) clock: Clock,
+    pub(super) workers: Vec<GrainState>,
+    pub(super) attachments: u64,
+    pub(super) adopted: bool,
+    pub(super) housekeeping: Instant,
+    pub(super) marks: Instant,
+    pub(super) retry: Instant,
+    pub(super) stopping: Option<(Instant, oneshot::Sender<()>)>,
+    pub(super) fenced: bool,
 }
 
 impl BusThread {
@@ -183,7 +182,7 @@ impl BusThread {
         }
     }
 
-    fn read_local(&mut self) -> bool {
+    pub(super) fn read_local(&mut self) -> bool {
         if self.appends.is_congested() {
             return false;
         }
@@ -200,17 +199,19 @@ impl BusThread {
     }
 
     /// Does what the core wants.
-    fn carry_out(&mut self) {
+    pub(super) fn carry_out(&mut self) {
         while let Some(command) = self.core.next_command() {
             match command {
                 Command::Append { number, record } => self.appends.push(number, record),
                 Command::Publish(delivery) => {
+                    // Before it is visible: an instance may take it before this thread goes on.
+                    let now = self.clock.now();
                     let published = match &mut self.local {
                         Some(local) => local.publish(&delivery),
                         None => Publish::Full,
                     };
                     match published {
-                        Publish::Done => self.core.published(self.clock.now(), delivery),
+                        Publish::Done => self.core.published(now, delivery),
                         Publish::Full => self.core.full(delivery),
                     }
                 }
@@ -225,7 +226,7 @@ impl BusThread {
         }
     }
 
-    fn flush(&mut self) -> bool {
+    pub(super) fn flush(&mut self) -> bool {
         match self.appends.flush(&mut *self.global) {
             Ok(moved) => moved,
             Err(AppendError::Invalid(error)) => {
@@ -272,113 +273,6 @@ impl BusThread {
         });
     }
 
-    /// The sandbox is gone. What it still told lies in memory that this process maps.
-    fn lose_sandbox(&mut self, error: &LocalError) {
-        tracing::warn!(app = %self.app, %error, "the sandbox is gone");
-        while self.read_local() {}
-        self.local = None;
-        self.absent = error.to_string().into();
-        self.mailbox.set_ringer(None);
-    }
-
-    /// Everything in flight was in the sandbox: it is read back from the global bus.
-    fn recover_sandbox(&mut self) {
-        self.retry = Instant::now() + RETRY;
-        self.core.begin_recovery();
-        if self.backup && self.appends.flush(&mut *self.global).is_err() {
-            return;
-        }
-        if self.backup
-            && let Err(error) = self.global.flush(Instant::now() + RETRY)
-        {
-            self.absent = format!("messages cannot be recovered yet: {error}").into();
-            return;
-        }
-        if let Some(number) = self.appends.acknowledged(&*self.global) {
-            self.core.durable(self.clock.now(), number);
-            self.carry_out();
-        }
-        match self.replay() {
-            Ok(()) => self.attach(),
-            Err(error) => self.absent = error.to_string().into(),
-        }
-    }
-
-    fn replay(&mut self) -> Result<(), ReplayError> {
-        if self.backup {
-            let core = &mut self.core;
-            let found = self
-                .global
-                .replay(&self.app, &mut |record| core.recover(record))?;
-            if found.messages > 0 {
-                tracing::info!(app = %self.app, messages = found.messages, "recovered");
-            }
-        }
-        Ok(())
-    }
-
-    /// Makes or adopts the sandbox, and ends the recovery that its attachment needs.
-    fn attach(&mut self) {
-        self.retry = Instant::now() + RETRY;
-        match self.source.attach() {
-            Ok(Attached { local, adopted }) => {
-                self.mailbox.set_ringer(Some(local.ringer()));
-                self.local = Some(local);
-                self.adopted |= adopted && self.attachments == 0;
-                self.attachments += 1;
-                while self.read_local() {}
-                // Nothing tells which messages live on in an adopted sandbox, so all are
-                // published again; their effects are folded by id.
-                let alive: HashSet<MessageId> = HashSet::new();
-                self.core.recovered(self.clock.now(), &alive);
-                self.carry_out();
-            }
-            Err(error) => {
-                tracing::error!(app = %self.app, %error, "no sandbox");
-                self.fenced = matches!(error, LocalError::TakenOver(_));
-                self.absent = error.to_string().into();
-            }
-        }
-    }
-
-    fn not_ready(&self) -> Option<Arc<str>> {
-        if self.stopping.is_some() {
-            return Some("the agent is stopping".into());
-        }
-        if self.local.is_none() {
-            return Some(Arc::clone(&self.absent));
-        }
-        let broken = self.workers.iter().find(|worker| worker.broken)?;
-        let trouble = broken.trouble.as_deref().unwrap_or("it does not run");
-        Some(format!("grain {}: {trouble}", broken.grain).into())
-    }
-
-    fn status(&self) -> AppStatus {
-        let window = self.global.window();
-        let mut not_ready = self.not_ready();
-        if not_ready.is_none() && self.workers.iter().any(|w| w.state != "running") {
-            not_ready = Some("a grain worker is starting".into());
-        }
-        if let (None, Health::Degraded { reason } | Health::Closed { reason }) =
-            (&not_ready, self.global.health())
-        {
-            not_ready = Some(reason.into());
-        }
-        AppStatus {
-            app: self.app.to_string(),
-            not_ready: not_ready.map(|reason| reason.to_string()),
-            grains: self.workers.clone(),
-            in_flight: self.core.in_flight(),
-            kept_results: self.core.kept_results(),
-            unbacked_messages: window.messages,
-            unbacked_bytes: window.bytes,
-            unbacked_age_ms: u64::try_from(window.oldest_age.as_millis()).unwrap_or(u64::MAX),
-            counters: self.core.counters(),
-            attachments: self.attachments,
-            adopted: self.adopted,
-        }
-    }
-
     fn park(&mut self) {
         if let Some(local) = &mut self.local
             && let Err(error) = local.update()
@@ -417,32 +311,6 @@ impl BusThread {
         if let Some((_, done)) = self.stopping {
             self.source.shut_down(Duration::from_secs(3));
             let _ = done.send(());
-        }
-    }
-}
-
-/// One clock for deadlines and what is stored: it never runs backwards.
-struct Clock {
-    begin: Instant,
-    begin_unix_ms: u64,
-}
-
-impl Clock {
-    fn start() -> Clock {
-        let unix = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
-        Clock {
-            begin: Instant::now(),
-            begin_unix_ms: u64::try_from(unix.as_millis()).unwrap_or(u64::MAX),
-        }
-    }
-
-    fn now(&self) -> Now {
-        let elapsed = u64::try_from(self.begin.elapsed().as_millis()).unwrap_or(u64::MAX);
-        Now {
-            unix_ms: self.begin_unix_ms.saturating_add(elapsed),
-            mono_ns: sandpipe::monotonic_ns(),
         }
     }
 }

@@ -6,6 +6,7 @@ mod check;
 mod error;
 mod graph;
 mod raw;
+mod runtime;
 #[cfg(test)]
 mod tests;
 

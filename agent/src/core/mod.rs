@@ -9,7 +9,7 @@
 //!   CloudEvent's id) hears nothing before it is durable.
 //!
 //! A workflow with one final output answers with that output's bytes. Several final outputs (a
-//! fan-out) make one JSON batch of CloudEvents, see [`batch`].
+//! fan-out) make one JSON batch of CloudEvents, see `batch.rs`.
 
 mod batch;
 mod durable;

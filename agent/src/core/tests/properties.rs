@@ -107,7 +107,11 @@ fn check_end(world: &World, graph: usize, asked: &[Asked]) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 400,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
 
     #[test]
     fn without_deaths_every_caller_hears_exactly_once_and_every_message_runs_once(

@@ -2,7 +2,7 @@
 
 mod sandbox;
 
-use sandbox::{Sandbox, chain, settings};
+use sandbox::{Sandbox, chain, settings, sleepers};
 use sandpipe::FailureCode;
 use sandpipe_grain::{Mode, Route, WorkerConfig};
 
@@ -55,6 +55,18 @@ fn a_program_that_writes_without_end_is_stopped_at_the_limit() {
     let mut sandbox = Sandbox::start_with(scripts(&["cat /dev/zero"]), &["exec-worker"]);
     let answer = sandbox.ask(1, "hello");
     assert_eq!(answer.failure, FailureCode::PayloadTooLarge);
+    sandbox.finish();
+}
+
+#[test]
+fn a_program_over_the_time_limit_dies_with_its_instance() {
+    // A length of sleep that nobody else on the machine asks for.
+    let length = format!("97{}", 7000 + std::process::id());
+    let mut configs = scripts(&[&format!("sleep {length}; echo late")]);
+    (configs[0].time_limit_ms, configs[0].max_attempts) = (150, 1);
+    let mut sandbox = Sandbox::start_with(configs, &["exec-worker"]);
+    assert_eq!(sandbox.ask(1, "hello").failure, FailureCode::Timeout);
+    sandbox.until("the program is gone", |_| sleepers(&length).is_empty());
     sandbox.finish();
 }
 

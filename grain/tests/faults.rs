@@ -2,7 +2,7 @@
 
 mod sandbox;
 
-use sandbox::{Sandbox, chain, is_alive, settings};
+use sandbox::{Sandbox, chain, settings, sleepers};
 use sandpipe::{FailureCode, Kind};
 use sandpipe_grain::{Mode, WorkerConfig};
 
@@ -97,18 +97,6 @@ fn a_child_left_behind_dies_with_its_instance() {
         sandbox.until("the child is gone", |_| sleepers(&length).is_empty());
         sandbox.finish();
     }
-}
-
-fn sleepers(length: &str) -> Vec<i32> {
-    let wanted = format!("sleep\0{length}\0");
-    let processes = std::fs::read_dir("/proc").unwrap();
-    processes
-        .filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok())
-        .filter(|pid| {
-            let line = std::fs::read_to_string(format!("/proc/{pid}/cmdline"));
-            line.is_ok_and(|line| line == wanted) && is_alive(*pid)
-        })
-        .collect()
 }
 
 #[test]

@@ -1,21 +1,27 @@
 //! A small sandbox for tests: guardian, workers as processes, and the test itself as the agent.
 #![allow(dead_code, reason = "each test binary uses a part")]
 
+mod handshake;
+mod processes;
+
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::net::{AddressFamily, SocketFlags, SocketType};
-use rustix::process::{Pid, Signal, WaitOptions};
+use rustix::process::{Signal, kill_process};
 use sandpipe::{
     Bus, ChunkClass, FailureCode, FamilyIndex, FamilySpec, Guardian, Instance, Kind, Mapping,
-    MessageHeader, MessageId, Participant, Payload, Reaction, Receiver, SlotIndex, StageError,
-    Target, Topology, TraceStamps, socket,
+    MessageHeader, MessageId, Participant, Payload, Receiver, SlotIndex, StageError, Target,
+    Topology, TraceStamps,
 };
 use sandpipe_grain::{Backup, Mode, NextGrain, Route, WorkerConfig};
+
+use handshake::{admit, join, serve};
+use processes::{children, wait_until_gone, wait_until_stopped};
+pub use processes::{is_alive, pid_of, sleepers};
 
 /// Ten times what anything here should take.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -326,7 +332,7 @@ impl Sandbox {
         let mut worker = self.workers[index].process.take().unwrap();
         let pid = worker.id() as i32;
         // A stopped worker forks no more, so the list of its instances is whole.
-        let _ = rustix::process::kill_process(pid_of(pid), Signal::STOP);
+        let _ = kill_process(pid_of(pid), Signal::STOP);
         wait_until_stopped(pid);
         let instances = children(pid);
         worker.kill().unwrap();
@@ -354,7 +360,7 @@ impl Sandbox {
     /// Asks a worker to end.
     pub fn terminate(&self, index: usize) {
         let pid = pid_of(self.worker_pid(index));
-        rustix::process::kill_process(pid, Signal::TERM).unwrap();
+        kill_process(pid, Signal::TERM).unwrap();
     }
 
     /// Ends every worker in good order and checks that nothing is left behind.
@@ -392,105 +398,6 @@ impl Drop for Sandbox {
             }
         }
     }
-}
-
-fn admit(guardian: &mut Guardian, sockets: &mut [Option<OwnedFd>], family: FamilyIndex) -> OwnedFd {
-    guardian.make_family(family).unwrap();
-    let (ours, theirs) = rustix::net::socketpair(
-        AddressFamily::UNIX,
-        SocketType::SEQPACKET,
-        SocketFlags::CLOEXEC,
-        None,
-    )
-    .unwrap();
-    sockets[family.index()] = Some(ours);
-    theirs
-}
-
-fn join(guardian: &mut Guardian, sockets: &mut [Option<OwnedFd>]) -> (Participant, Bus<Mapping>) {
-    let socket = admit(guardian, sockets, FamilyIndex::AGENT);
-    let thread = std::thread::spawn(move || {
-        Participant::attach(socket, FamilyIndex::AGENT, PATIENCE).unwrap()
-    });
-    while !thread.is_finished() {
-        serve(guardian, sockets);
-    }
-    thread.join().unwrap()
-}
-
-fn serve(guardian: &mut Guardian, sockets: &mut [Option<OwnedFd>]) {
-    for index in 0..sockets.len() {
-        while let Some(socket) = &sockets[index] {
-            match socket::receive(socket, false) {
-                Ok((bytes, _)) if !bytes.is_empty() => {
-                    react(guardian, sockets, FamilyIndex(index as u16), &bytes);
-                }
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => break,
-                _ => sockets[index] = None,
-            }
-        }
-    }
-}
-
-fn react(guardian: &mut Guardian, sockets: &[Option<OwnedFd>], family: FamilyIndex, bytes: &[u8]) {
-    let send = |to: FamilyIndex, bytes: &[u8], fds: &[std::os::fd::BorrowedFd<'_>]| {
-        if let Some(socket) = &sockets[to.index()] {
-            let _ = socket::send(socket.as_fd(), bytes, fds);
-        }
-    };
-    match guardian.handle(family, bytes).unwrap() {
-        Reaction::Reply(bytes, fds) => send(family, &bytes, &fds),
-        Reaction::Refuse(bytes) => send(family, &bytes, &[]),
-        Reaction::Sealed => {
-            let (bytes, fds) = guardian.peers_message(family);
-            send(family, &bytes, &fds);
-            for other in guardian.others(family) {
-                let (bytes, fds) = guardian.update_message(family);
-                send(other, &bytes, &fds);
-            }
-        }
-        _ => {}
-    }
-}
-
-pub fn pid_of(pid: i32) -> Pid {
-    Pid::from_raw(pid).unwrap()
-}
-
-fn children(pid: i32) -> Vec<i32> {
-    let path = format!("/proc/{pid}/task/{pid}/children");
-    let text = fs::read_to_string(path).unwrap_or_default();
-    text.split_whitespace()
-        .map(|pid| pid.parse().unwrap())
-        .collect()
-}
-
-/// Whether a process runs, as opposed to gone or waiting to be reaped.
-pub fn is_alive(pid: i32) -> bool {
-    !matches!(state(pid), None | Some('Z' | 'X'))
-}
-
-fn state(pid: i32) -> Option<char> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    stat.rsplit(") ").next()?.chars().next()
-}
-
-fn wait_until_stopped(pid: i32) {
-    let end = Instant::now() + PATIENCE;
-    while !matches!(state(pid), Some('T' | 'Z') | None) {
-        assert!(Instant::now() < end, "process {pid} does not stop");
-        std::thread::yield_now();
-    }
-}
-
-/// An orphan of a killed worker comes to the test, which reaps it.
-fn wait_until_gone(pid: i32) {
-    let end = Instant::now() + PATIENCE;
-    while is_alive(pid) {
-        assert!(Instant::now() < end, "process {pid} does not end");
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    let _ = rustix::process::waitpid(Some(pid_of(pid)), WaitOptions::NOHANG);
 }
 
 /// A small deterministic random number generator.

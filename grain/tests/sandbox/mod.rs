@@ -1,5 +1,5 @@
 //! A small sandbox for tests: guardian, workers as processes, and the test itself as the agent.
-#![allow(dead_code, reason = "each test binary uses a part")]
+#![allow(dead_code, unused_imports, reason = "each test binary uses a part")]
 
 mod handshake;
 mod processes;

@@ -14,8 +14,7 @@ def load(handler):
     if place.endswith(".py"):
         module = _import_file(os.path.abspath(place))
     else:
-        # Beside app.toml, which is the worker's directory.
-        _prefer(os.getcwd())
+        # `python -m` looks in the worker's directory first, which is app.toml's.
         module = importlib.import_module(place)
     function = getattr(module, name, None)
     if function is None:
@@ -28,7 +27,8 @@ def load(handler):
 def _import_file(path):
     directory, file = os.path.split(path)
     # Its neighbours can be imported by name, as if the file were run as a program.
-    _prefer(directory)
+    if directory not in sys.path:
+        sys.path.insert(0, directory)
     name = file[: -len(".py")]
     if name in sys.modules:
         name = f"{name} (handler)"  # a name that no import statement can mean
@@ -41,8 +41,3 @@ def _import_file(path):
         del sys.modules[name]
         raise
     return module
-
-
-def _prefer(directory):
-    if directory not in sys.path:
-        sys.path.insert(0, directory)

@@ -96,8 +96,8 @@ class Grain:
         names = _other_threads()
         if names:
             print(
-                f"sandpipe: grain {self.name}: warning: {len(names)} threads besides the main one "
-                f"({', '.join(names)}) run in the worker; no instance will have them",
+                f"sandpipe: grain {self.name}: warning: the worker has threads "
+                f"({', '.join(names)}) that no instance will have",
                 file=sys.stderr,
             )
 
@@ -155,7 +155,8 @@ def _flush():
 def _other_threads():
     """Names of Python's threads besides the main one, then of those that Python did not make."""
     threads = [thread for thread in threading.enumerate() if thread is not threading.main_thread()]
-    known = {thread.native_id for thread in threads} | {os.getpid()}
+    # Its own number, as this /proc sees it: getpid() may be that of an inner namespace.
+    known = {thread.native_id for thread in threads} | {int(os.readlink("/proc/self"))}
     names = [thread.name for thread in threads]
     for task in sorted(os.listdir("/proc/self/task"), key=int):
         if int(task) not in known:

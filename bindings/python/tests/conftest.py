@@ -1,4 +1,4 @@
-"""A real worker (`python -m sandpipe`) in a real sandbox, driven by lines; see worker_sandbox.rs."""
+"""A real worker (`python -m sandpipe`) in a real sandbox; see worker_sandbox.rs."""
 
 import json
 import os

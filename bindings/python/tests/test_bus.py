@@ -31,19 +31,21 @@ def test_every_message_arrives_whole_and_in_order(spin, size):
     publisher, subscriber = sandpipe.pair()
     count = 200
 
+    def payload(number):
+        return number.to_bytes(8, "little") * (size // 8) + b"z" * (size % 8)
+
     def publish():
         for number in range(count):
             while True:
                 try:
-                    publisher.publish(number.to_bytes(8, "little") * (size // 8) + b"z" * (size % 8))
+                    publisher.publish(payload(number))
                     break
                 except sandpipe.Full:
                     time.sleep(0.001)
 
     pid = in_child(publish)
     for number in range(count):
-        data = subscriber.receive(30, spin=spin)
-        assert data == number.to_bytes(8, "little") * (size // 8) + b"z" * (size % 8)
+        assert subscriber.receive(30, spin=spin) == payload(number)
     assert ended_well(pid)
     assert subscriber.receive(0) is None
 

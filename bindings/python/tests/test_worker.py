@@ -135,7 +135,8 @@ def test_a_failing_on_fork_takes_no_event(worker, tmp_path):
 
 
 def test_objects_of_the_worker_are_frozen_for_the_collector(worker):
-    grain = worker("import gc\ndef handle(event, context):\n    return str(gc.get_freeze_count())\n")
+    source = "import gc\ndef handle(event, context):\n    return str(gc.get_freeze_count())\n"
+    grain = worker(source)
     assert int(answer(grain.ask())) > 1000
 
 

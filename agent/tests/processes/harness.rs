@@ -292,6 +292,7 @@ pub fn kill(pid: u32, signal: &str) {
     let _ = Command::new("kill")
         .arg(format!("-{signal}"))
         .arg(pid.to_string())
+        .stderr(Stdio::null()) // it may have ended by itself
         .status();
 }
 

@@ -51,14 +51,23 @@ fn children(pid: u32) -> Vec<u32> {
         .collect()
 }
 
+/// A process's number inside its sandbox, which is the one that it knows itself by.
+fn inner_pid(pid: u32) -> Option<u32> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = text.lines().find(|line| line.starts_with("NSpid:"))?;
+    line.split_whitespace().last()?.parse().ok()
+}
+
 #[test]
 fn a_killed_instances_event_is_handled_again() {
     let place = slow();
     killed_in_the_middle(&place, |agent| {
-        // Which of them has the event is not told; the spares are replaced as well.
-        children(agent.worker("b"))
+        let inner = *handlers(&place).last().expect("b has begun");
+        let instances = children(agent.worker("b"));
+        let holder = instances
             .into_iter()
-            .for_each(|pid| kill(pid, "KILL"));
+            .find(|&pid| inner_pid(pid) == Some(inner));
+        kill(holder.expect("the instance lives"), "KILL");
     });
 }
 

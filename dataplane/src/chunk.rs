@@ -13,7 +13,7 @@ use sandpipe_abi::layout::{ChunkDescriptor, ITEMS_MAX, InFlightEntry, LaneHead};
 
 use crate::memory::Memory;
 use crate::sync::Ordering;
-use crate::topology::{FamilyIndex, FamilyLayout, SlotIndex};
+use crate::topology::{ChunkRange, FamilyIndex, FamilyLayout, SlotIndex};
 
 const PHASE_FREE: u64 = 0;
 const PHASE_LOANED: u64 = 1;
@@ -176,37 +176,50 @@ impl<M: Memory> Pool<M> {
             .enumerate()
             .filter(|(_, range)| range.bytes >= len)
         {
-            let start = self.hints[class] % range.count;
-            // Free ones first; then those that every holder has released.
-            for take in [Self::take_free, Self::take_released] {
-                for step in 0..range.count {
-                    let index = (start + step) % range.count;
-                    let chunk = range.first + index;
-                    if take(self, chunk, holders) {
-                        self.hints[class] = index + 1;
-                        let data_at = range.data_at + index as usize * range.bytes as usize;
-                        return Ok(Loan {
-                            chunk,
-                            data_at,
-                            len: len as u32,
-                        });
-                    }
-                }
+            let mut found = self.take_free(class, range);
+            if found.is_none() {
+                // All at once: the consumers' words are foreign lines, dear to look at.
+                self.reclaim(range, holders);
+                found = self.take_free(class, range);
+            }
+            if let Some(index) = found {
+                return Ok(Loan {
+                    chunk: range.first + index,
+                    data_at: range.data_at + index as usize * range.bytes as usize,
+                    len: len as u32,
+                });
             }
         }
         Err(LoanError::Exhausted { len })
     }
 
-    fn take_free(&self, chunk: u32, _holders: &[Holder<M>]) -> bool {
-        let state = self.state(chunk);
-        state.phase == PHASE_FREE && self.take(chunk, state)
+    /// Takes the next free chunk of a class; its index in the class.
+    fn take_free(&mut self, class: usize, range: &ChunkRange) -> Option<u32> {
+        let start = self.hints[class] % range.count;
+        let mut indices = (start..range.count).chain(0..start);
+        let index = indices.find(|index| {
+            let chunk = range.first + index;
+            let state = self.state(chunk);
+            let slot = self.slot;
+            let taken = state.phase == PHASE_FREE && self.change(chunk, state, slot, PHASE_LOANED);
+            if taken {
+                let at = self.layout().descriptor_at(chunk);
+                self.store(at + offset_of!(ChunkDescriptor, commit_seq), 0);
+            }
+            taken
+        })?;
+        self.hints[class] = index + 1;
+        Some(index)
     }
 
-    fn take_released(&self, chunk: u32, holders: &[Holder<M>]) -> bool {
-        let state = self.state(chunk);
-        state.phase == PHASE_PUBLISHED
-            && !self.is_held(chunk, state, holders)
-            && self.take(chunk, state)
+    /// Frees every chunk of a class that all its holders have released.
+    fn reclaim(&self, range: &ChunkRange, holders: &[Holder<M>]) {
+        for chunk in range.first..range.first + range.count {
+            let state = self.state(chunk);
+            if state.phase == PHASE_PUBLISHED && !self.is_held(chunk, state, holders) {
+                self.change(chunk, state, state.slot, PHASE_FREE);
+            }
+        }
     }
 
     /// Whether any of the lane slots that name a published chunk is still held.
@@ -222,22 +235,19 @@ impl<M: Memory> Pool<M> {
         })
     }
 
-    /// The generation makes the exchange fail if the chunk was taken and published since.
-    fn take(&self, chunk: u32, seen: State) -> bool {
+    /// The generation makes the exchange fail if the chunk has changed hands since.
+    fn change(&self, chunk: u32, seen: State, slot: SlotIndex, phase: u64) -> bool {
         let generation = seen.generation.wrapping_add(1);
-        let loaned = State {
+        let next = State {
             generation,
-            slot: self.slot,
-            phase: PHASE_LOANED,
+            slot,
+            phase,
         };
-        let at = self.layout().descriptor_at(chunk);
-        let word = self.own.word(at + offset_of!(ChunkDescriptor, state));
-        let (seen, loaned) = (seen.to_word(), loaned.to_word());
-        let taken = word.compare_exchange(seen, loaned, Ordering::AcqRel, Ordering::Relaxed);
-        if taken.is_ok() {
-            self.store(at + offset_of!(ChunkDescriptor, commit_seq), 0);
-        }
-        taken.is_ok()
+        let at = self.layout().descriptor_at(chunk) + offset_of!(ChunkDescriptor, state);
+        let (seen, next) = (seen.to_word(), next.to_word());
+        let word = self.own.word(at);
+        word.compare_exchange(seen, next, Ordering::AcqRel, Ordering::Relaxed)
+            .is_ok()
     }
 
     /// Names a lane slot as a holder, for the commit `seq` that is being staged.

@@ -4,7 +4,8 @@ A worker that has loaded a grain's module sleeps on a futex; a waker stamps the 
 the worker forks at once and the child stamps its first line. Prints one latency in ns a line. With
 --bare the stamp is taken right before the fork, without the wake-up.
 
-The worker prepares itself as Sandpipe's does: the module loaded once, garbage collected and frozen.
+The worker prepares itself as Sandpipe's does: the module loaded once, its on_load called, garbage
+collected and frozen.
 """
 
 import argparse
@@ -49,6 +50,9 @@ def load(path):
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)
+    on_load = getattr(module, "on_load", None)
+    if on_load is not None:
+        on_load()
 
 
 def worker(shared, turns, bare):
@@ -78,6 +82,7 @@ def main():
     parser.add_argument("--pause-ms", type=float, default=5.0)
     parser.add_argument("--bare", action="store_true")
     arguments = parser.parse_args()
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     load(arguments.module)
     shared = Shared()
     turns = COLD + arguments.count

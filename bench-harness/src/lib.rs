@@ -5,6 +5,7 @@
 //! interleaved *rounds*; a ratio is taken inside each block and its median over the rounds is
 //! reported. Only ratios of one run compare: see docs/BENCHMARKS.md.
 
+pub mod app;
 pub mod bounds;
 pub mod broker;
 pub mod clock;

@@ -59,6 +59,14 @@ impl Python {
     /// # Errors
     /// [`BenchError::Peer`] with its last line if it fails or prints something else.
     pub fn latencies(&self, program: &str, arguments: &[&str]) -> Result<Samples, BenchError> {
+        Ok(self.list(program, arguments)?.into_iter().collect())
+    }
+
+    /// As [`Python::latencies`], in the order in which they were printed.
+    ///
+    /// # Errors
+    /// As [`Python::latencies`].
+    pub fn list(&self, program: &str, arguments: &[&str]) -> Result<Vec<u64>, BenchError> {
         let output = self
             .command(program)
             .args(arguments)
@@ -79,7 +87,7 @@ impl Python {
 ///
 /// # Errors
 /// [`BenchError::Peer`] naming the line that is none.
-pub fn parse(program: &str, text: &str) -> Result<Samples, BenchError> {
+pub fn parse(program: &str, text: &str) -> Result<Vec<u64>, BenchError> {
     text.lines()
         .map(|line| {
             let wrong = |_| BenchError::peer(program, format!("printed \"{line}\", no latency"));
@@ -94,7 +102,7 @@ mod tests {
 
     #[test]
     fn latencies_are_one_number_a_line() {
-        assert_eq!(parse("p.py", "10\n20\n30\n").unwrap().summary().mean, 20.0);
+        assert_eq!(parse("p.py", "10\n20\n30\n").unwrap(), [10, 20, 30]);
         let error = parse("p.py", "10\noops\n").unwrap_err().to_string();
         assert_eq!(error, "p.py: printed \"oops\", no latency");
     }

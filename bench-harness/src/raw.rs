@@ -1,7 +1,9 @@
 //! Shared pages and forks: the harness's only unsafe code.
 
 use std::io;
+use std::os::unix::process::CommandExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::Command;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, AtomicU64};
 
@@ -180,6 +182,23 @@ pub(crate) fn fork_unchecked(body: impl FnOnce() -> i32) -> Result<Child, BenchE
             let pid = Pid::from_raw(pid).expect("fork returns a positive pid to the parent");
             Ok(Child { pid, reaped: false })
         }
+    }
+}
+
+/// Makes a command's process get SIGTERM when this one dies, so that it can clean up.
+pub fn terminate_with_parent(command: &mut Command) {
+    let parent = rustix::process::getpid();
+    // SAFETY: between fork and exec the closure makes two system calls and nothing else.
+    unsafe {
+        command.pre_exec(move || {
+            rustix::process::set_parent_process_death_signal(Some(Signal::TERM))?;
+            // The parent may have died before the call.
+            if rustix::process::getppid() == Some(parent) {
+                Ok(())
+            } else {
+                Err(io::ErrorKind::Interrupted.into())
+            }
+        });
     }
 }
 

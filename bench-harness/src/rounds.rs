@@ -40,8 +40,17 @@ pub struct RatioOf {
     pub name: &'static str,
     /// The case on top.
     pub over: usize,
-    /// The case below.
-    pub under: usize,
+    /// What it is divided by.
+    pub under: Under,
+}
+
+/// What stands below a ratio.
+#[derive(Clone, Copy, Debug)]
+pub enum Under {
+    /// The median of another case of the same block.
+    Case(usize),
+    /// So many ns: the ratio is the case's own median in a unit.
+    Ns(f64),
 }
 
 /// What a figure wants measured.
@@ -91,7 +100,20 @@ impl<'a> Plan<'a> {
 
     /// Adds a ratio.
     pub fn ratio(&mut self, name: &'static str, over: usize, under: usize) {
-        self.ratios.push(RatioOf { name, over, under });
+        self.ratios.push(RatioOf {
+            name,
+            over,
+            under: Under::Case(under),
+        });
+    }
+
+    /// Adds a number that is no quotient of two cases: the median of one, in units of `unit_ns`.
+    pub fn value(&mut self, name: &'static str, case: usize, unit_ns: f64) {
+        self.ratios.push(RatioOf {
+            name,
+            over: case,
+            under: Under::Ns(unit_ns),
+        });
     }
 }
 
@@ -298,7 +320,11 @@ impl RoundRunner<'_, '_> {
                 .as_ref()
                 .filter(|samples| samples.count() > 0)
         };
-        let (over, under) = (of(ratio.over)?.p50_ns(), of(ratio.under)?.p50_ns());
+        let over = of(ratio.over)?.p50_ns();
+        let under = match ratio.under {
+            Under::Case(case) => of(case)?.p50_ns(),
+            Under::Ns(unit_ns) => unit_ns,
+        };
         (under > 0.0).then(|| over / under)
     }
 }

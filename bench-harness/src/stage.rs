@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{PidfdFlags, getpid, pidfd_open, setsid};
 use rustix::time::Timespec;
 use sandpipe::{
     Ack, Bus, ChunkClass, FamilyIndex, FamilySpec, Instance, Kind, Mapping, MessageHeader,
@@ -17,6 +18,7 @@ use sandpipe_sandbox::{
 
 use crate::clock::PEER_SILENCE_MAX;
 use crate::error::BenchError;
+use crate::raw::{Child, fork};
 
 /// Inline payloads only, and a few chunks for failures' words.
 const CHUNKS: [ChunkClass; 1] = [ChunkClass {
@@ -55,6 +57,8 @@ pub struct Stage {
     instance: Instance<Mapping>,
     receiver: Receiver<Mapping>,
     sent: u128,
+    /// Ends the sandbox if the harness is killed; it would live on for the next agent.
+    _watch: Child,
     /// Removed last.
     _run: tempfile::TempDir,
 }
@@ -70,6 +74,7 @@ impl Stage {
         let topology = topology(grains)?;
         let spec = spec(app, &run.path().join("run"), grains, &topology);
         let mut handle = create_or_adopt(&spec).map_err(|e| wrong(e.to_string()))?;
+        let watch = watch(&handle, run.path())?;
         let socket = handle
             .take_attach_socket()
             .ok_or_else(|| wrong("gave no attach socket".into()))?;
@@ -84,6 +89,7 @@ impl Stage {
             line,
             bus,
             sent: 0,
+            _watch: watch,
             _run: run,
         })
     }
@@ -171,6 +177,21 @@ impl Drop for Stage {
     }
 }
 
+/// Forks a process that outlives a killed harness just long enough to end its sandbox.
+fn watch(handle: &SandboxHandle, run: &Path) -> Result<Child, BenchError> {
+    let harness = pidfd_open(getpid(), PidfdFlags::empty())
+        .map_err(|e| BenchError::os("pidfd_open", e.into()))?;
+    fork(|| {
+        // Out of the terminal's group: Ctrl-C must not end the watch with the harness.
+        let _ = setsid();
+        let mut ended = [PollFd::new(&harness, PollFlags::IN)];
+        while poll(&mut ended, None) == Err(rustix::io::Errno::INTR) {}
+        let _ = handle.shutdown(Duration::ZERO);
+        let _ = std::fs::remove_dir_all(run);
+        0
+    })
+}
+
 fn topology(grains: &[Grain]) -> Result<Topology, BenchError> {
     let lane = |queue: usize| Target {
         queue: family(queue),
@@ -206,6 +227,7 @@ fn spec(app: &str, run_dir: &Path, grains: &[Grain], topology: &Topology) -> San
             command: grain.command.clone(),
             env,
             working_dir: Path::new(&grain.command[0]).parent().map(PathBuf::from),
+            stderr_log: Some(run_dir.with_file_name(format!("f{}.log", index + 1))),
             ..WorkerSpec::default()
         }
     });

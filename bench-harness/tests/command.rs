@@ -1,7 +1,8 @@
 //! The command as a user types it.
 
-use std::path::PathBuf;
-use std::process::{Command, Output};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use sandpipe_bench::report::Report;
 
@@ -126,4 +127,95 @@ fn a_directory_that_cannot_be_written_is_named() {
         "{}",
         text(&refused.stderr)
     );
+}
+
+/// The programs under a name of their own, so that a test knows its processes by their path.
+fn private_copy(directory: &Path) -> PathBuf {
+    for program in [
+        env!("CARGO_BIN_EXE_sandpipe-bench"),
+        env!("CARGO_BIN_EXE_bench-grain"),
+    ] {
+        let name = Path::new(program).file_name().unwrap();
+        std::fs::copy(program, directory.join(name)).unwrap();
+    }
+    std::fs::create_dir_all(directory.join("bench-harness/python")).unwrap();
+    directory.join("sandpipe-bench")
+}
+
+/// Processes whose program lies in `directory`.
+fn processes_of(directory: &Path) -> Vec<(u32, PathBuf)> {
+    let entries = std::fs::read_dir("/proc").unwrap().flatten();
+    entries
+        .filter_map(|entry| {
+            let pid = entry.file_name().to_string_lossy().parse().ok()?;
+            let program = std::fs::read_link(entry.path().join("exe")).ok()?;
+            program.starts_with(directory).then_some((pid, program))
+        })
+        .collect()
+}
+
+fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !holds() {
+        assert!(Instant::now() < deadline, "{what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn figure_5c_runs_real_grains_names_what_is_missing_and_leaves_nothing_behind() {
+    let place = tempfile::tempdir().unwrap();
+    let program = private_copy(place.path());
+    let ran = Command::new(program)
+        .args(["run", "--figures", "5c", "--profile", "smoke", "--json"])
+        .arg("--root")
+        .arg(place.path())
+        .arg("--out")
+        .arg(place.path().join("out"))
+        .output()
+        .unwrap();
+    assert!(ran.status.success(), "{}", text(&ran.stderr));
+    let report: Report = serde_json::from_slice(&ran.stdout).unwrap();
+    let figure = &report.figures[0];
+    assert_eq!(figure.rows.len(), 9, "{:?}", report.validity);
+    let ratios: Vec<&str> = figure.ratios.keys().map(String::as_str).collect();
+    let known = [
+        "5c.ahead_over_pool.rust",
+        "5c.demand_over_ahead.rust_64MiB",
+        "5c.fork_over_floor.rust",
+        "5c.pool_over_floor.rust",
+    ];
+    assert_eq!(ratios, known);
+    let named = report.validity.iter().any(|mark| {
+        mark.starts_with("5c: all Python rows:") && mark.ends_with("run scripts/setup")
+    });
+    assert!(named, "{:?}", report.validity);
+    assert_eq!(processes_of(place.path()), []);
+}
+
+#[test]
+fn a_killed_harness_leaves_no_sandbox_behind() {
+    let place = tempfile::tempdir().unwrap();
+    let mut harness = Command::new(private_copy(place.path()))
+        .args(["run", "--figures", "5c"])
+        .arg("--root")
+        .arg(place.path())
+        .arg("--out")
+        .arg(place.path().join("out"))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let grains = || {
+        let all = processes_of(place.path());
+        all.iter()
+            .filter(|(_, program)| program.ends_with("bench-grain"))
+            .count()
+    };
+    eventually("two workers run", || grains() >= 2);
+    harness.kill().unwrap();
+    harness.wait().unwrap();
+    eventually("everything has ended", || {
+        processes_of(place.path()).is_empty()
+    });
 }

@@ -160,7 +160,7 @@ fn interactions(grain: &Grain, count: usize, pause: Duration) -> Result<Samples,
 }
 
 /// The Rust grain, which lies beside this program.
-fn rust_program() -> Result<PathBuf, BenchError> {
+pub(super) fn rust_program() -> Result<PathBuf, BenchError> {
     let mine = std::env::current_exe().map_err(|e| BenchError::os("find this program", e))?;
     let program = mine.with_file_name("bench-grain");
     if program.is_file() {
@@ -194,10 +194,10 @@ fn rust_floor(heap_mib: usize, count: usize, pause: Duration) -> Result<Samples,
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         return Err(BenchError::peer("bench-grain floor", said));
     }
-    python::parse(
-        "bench-grain floor",
-        &String::from_utf8_lossy(&output.stdout),
-    )
+    let said = String::from_utf8_lossy(&output.stdout);
+    Ok(python::parse("bench-grain floor", &said)?
+        .into_iter()
+        .collect())
 }
 
 /// The Python grain and its interpreter.

@@ -1,8 +1,10 @@
 //! The figures, one file each.
 
 mod bus;
+mod chain;
 mod figure_5b;
 mod figure_5c;
+mod figure_7;
 mod floor;
 
 use std::path::PathBuf;
@@ -81,6 +83,8 @@ pub struct Parts {
 pub const FIGURES: &[FigureKind] = &[
     figure_5b::FIGURE,
     figure_5c::FIGURE,
+    figure_7::FIGURE,
+    chain::FIGURE,
     bus::FIGURE,
     floor::FIGURE,
 ];

@@ -23,6 +23,7 @@ fn runner<'a>(near: bool, runs: Vec<BlockRun>, progress: &'a Progress) -> RoundR
         near,
     });
     plan.ratio("r", case, floor);
+    plan.value("ns", case, 1.0);
     let (dropped, broken, failures) = (0, BTreeSet::new(), Vec::new());
     RoundRunner {
         plan,
@@ -44,6 +45,7 @@ fn a_ratio_is_taken_inside_the_block_and_its_median_over_rounds() {
     ];
     let outcome = runner(true, runs, &progress).outcome();
     assert_eq!(outcome.ratio("r"), Some(3.0));
+    assert_eq!(outcome.ratio("ns"), Some(200.0));
     assert_eq!(outcome.cases[1].count(), 3);
 }
 

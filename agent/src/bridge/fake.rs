@@ -1,7 +1,7 @@
 //! A sandbox without processes, for the tests of the bridge and of the front door. Its grains
 //! append their letter; what they do beyond that is set in [`Knobs`].
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
@@ -133,6 +133,16 @@ impl LocalBus for FakeSandbox {
         }
         queue.push_back((delivery.id, delivery.root, delivery.payload.clone()));
         Publish::Done
+    }
+
+    fn alive(&self) -> HashSet<MessageId> {
+        let knobs = self.knobs.lock().unwrap();
+        knobs
+            .queues
+            .iter()
+            .flatten()
+            .map(|message| message.0)
+            .collect()
     }
 
     fn update(&mut self) -> Result<(), LocalError> {

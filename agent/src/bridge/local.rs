@@ -1,6 +1,9 @@
 //! What the bus thread knows of a sandbox's local bus.
 
+use std::collections::HashSet;
 use std::time::Duration;
+
+use sandpipe_abi::MessageId;
 
 use crate::core::{Delivery, Local};
 
@@ -15,6 +18,10 @@ pub trait LocalBus: Send {
 
     /// Publishes into a grain's queue. Never blocks.
     fn publish(&mut self, delivery: &Delivery) -> Publish;
+
+    /// Messages that some grain of the sandbox still has to handle. May miss some that move just
+    /// now; never names one that nobody will handle.
+    fn alive(&self) -> HashSet<MessageId>;
 
     /// Takes news of the guardian: workers that were made anew. Never blocks.
     ///

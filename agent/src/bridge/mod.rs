@@ -1,6 +1,7 @@
 //! Between the two buses: one thread an application reads `LQ(HA)`, drives the core, appends to
 //! the global bus and publishes into the grains' queues.
 
+mod alive;
 mod appends;
 mod clock;
 #[cfg(test)]

@@ -1,9 +1,7 @@
 //! A bus thread without a sandbox: how it gets one, and what the old one held.
 
-use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
-use sandpipe_abi::MessageId;
 use sandpipe_global_bus::ReplayError;
 
 use super::local::{Attached, LocalError};
@@ -64,13 +62,12 @@ impl BusThread {
         match self.source.attach() {
             Ok(Attached { local, adopted }) => {
                 self.mailbox.set_ringer(Some(local.ringer()));
+                // Before the news of what is finished, so that nothing is missed by both.
+                let alive = local.alive();
                 self.local = Some(local);
                 self.adopted |= adopted && self.attachments == 0;
                 self.attachments += 1;
                 while self.read_local() || self.make_room() {}
-                // Nothing tells which messages live on in an adopted sandbox, so all are
-                // published again; their effects are folded by id.
-                let alive: HashSet<MessageId> = HashSet::new();
                 self.core.recovered(self.clock.now(), &alive);
                 self.carry_out();
             }

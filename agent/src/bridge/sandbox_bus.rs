@@ -1,14 +1,15 @@
 //! A [`LocalBus`] over the data plane: the agent as family 0 of a sandbox.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::time::Duration;
 
 use sandpipe::attach::{AttachError, Participant};
 use sandpipe::{
     Ack, Bell, Body, Bus, FailureCode, FamilyIndex, Instance, Kind, LoanError, Mapping,
-    MessageHeader, Payload, Place, Receiver, SlotIndex, StageError, TraceStamps,
+    MessageHeader, MessageId, Payload, Place, Receiver, SlotIndex, StageError, TraceStamps,
 };
 
+use super::alive;
 use super::local::{LocalBus, LocalError, Publish};
 use crate::core::{Cause, Delivery, Local, News, Stamps};
 
@@ -192,6 +193,10 @@ impl LocalBus for SandboxBus {
                 Publish::Full
             }
         }
+    }
+
+    fn alive(&self) -> HashSet<MessageId> {
+        alive::alive(&self.bus)
     }
 
     fn update(&mut self) -> Result<(), LocalError> {

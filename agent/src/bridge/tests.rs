@@ -168,3 +168,30 @@ fn status(running: &Running) -> AppStatus {
     running.mailbox.post(Post::Status(waiter));
     wait(reply)
 }
+
+#[test]
+fn the_mailbox_rings_who_is_parked_and_only_once() {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    let mailbox = Mailbox::default();
+    let rings = Arc::new(AtomicUsize::new(0));
+    let ring = Arc::clone(&rings);
+    mailbox.set_ringer(Some(Box::new(move || {
+        ring.fetch_add(1, Ordering::SeqCst);
+    })));
+    mailbox.wake();
+    assert_eq!(
+        rings.load(Ordering::SeqCst),
+        0,
+        "an awake thread needs no ring"
+    );
+    mailbox.announce();
+    assert!(mailbox.is_awaited(), "news since the last look");
+    mailbox.post(Post::Workers(Vec::new()));
+    mailbox.post(Post::Workers(Vec::new()));
+    assert_eq!(rings.load(Ordering::SeqCst), 1, "a burst costs one ring");
+    assert!(mailbox.take_news());
+    mailbox.announce();
+    mailbox.wake();
+    assert_eq!(rings.load(Ordering::SeqCst), 2);
+}

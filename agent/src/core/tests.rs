@@ -1,3 +1,4 @@
+mod folds;
 mod properties;
 mod units;
 mod world;

@@ -295,7 +295,8 @@ impl World {
         let mut live: Vec<_> = newest
             .into_values()
             .filter(|(_, record)| {
-                let expired = record.is_result() && record.deadline_unix_ms <= self.now.unix_ms;
+                let until = record.deadline_unix_ms;
+                let expired = record.is_result() && until != 0 && until <= self.now.unix_ms;
                 record.flag != Flag::Finished && !expired
             })
             .collect();

@@ -32,6 +32,17 @@ fn an_error_or_a_panic_of_the_handler_is_its_answer() {
 }
 
 #[test]
+fn a_pooled_instance_that_panicked_handles_no_more() {
+    let mut sandbox = Sandbox::start(chain(1, &settings(Mode::Pool, 1, 0)));
+    let before = sandbox.ask(1, "pid");
+    assert_eq!(sandbox.ask(2, "fail").kind, Kind::Failed);
+    assert_eq!(sandbox.ask(3, "pid"), before);
+    assert_eq!(sandbox.ask(4, "panic").kind, Kind::Failed);
+    assert_ne!(sandbox.ask(5, "pid"), before);
+    sandbox.finish();
+}
+
+#[test]
 fn an_instance_that_ends_without_an_answer_is_tried_again() {
     each_mode(|sandbox| {
         for (id, text) in [(1, "first:exit 7"), (2, "first:exit 0"), (3, "first:abort")] {
@@ -131,9 +142,8 @@ fn a_worker_that_is_told_to_end_lets_its_instances_finish() {
         let mut sandbox = Sandbox::start(chain(1, &settings(mode, 1, spares)));
         sandbox.traced = true;
         sandbox.send(1, "sleep 300");
-        sandbox.until("an instance has begun", |sandbox| {
-            sandbox.instances(0).len() > usize::from(spares)
-                || mode == Mode::Pool && sandbox.view_of(0).in_flight.len() == 1
+        sandbox.until("an instance has taken it", |sandbox| {
+            sandbox.view_of(0).in_flight.len() == 1
         });
         sandbox.terminate(0);
         assert!(sandbox.wait_for_exit(0).success());

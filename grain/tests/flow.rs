@@ -145,6 +145,10 @@ fn an_output_goes_to_every_next_grain_of_a_static_workflow() {
         .collect();
     ends.sort();
     assert_eq!(ends, [["g1", "g2"], ["g1", "g3"]]);
+    for index in 0..2 {
+        let backup = derive_child(MessageId(1), index);
+        assert_eq!(sandbox.told.get(&backup), Some(&1), "branch {index}");
+    }
     sandbox.finish();
 }
 

@@ -8,6 +8,7 @@ mod clock;
 pub(crate) mod fake;
 mod local;
 mod mailbox;
+mod read_ahead;
 mod recovery;
 mod sandbox_bus;
 mod status;

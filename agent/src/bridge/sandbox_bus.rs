@@ -1,6 +1,6 @@
 //! A [`LocalBus`] over the data plane: the agent as family 0 of a sandbox.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::HashSet;
 use std::time::Duration;
 
 use sandpipe::attach::{AttachError, Participant};
@@ -11,6 +11,7 @@ use sandpipe::{
 
 use super::alive;
 use super::local::{LocalBus, LocalError, Publish};
+use super::read_ahead::ReadAhead;
 use crate::core::{Cause, Delivery, Local, News, Stamps};
 
 /// Payload bytes that travel in a lane slot.
@@ -23,18 +24,7 @@ pub struct SandboxBus {
     receiver: Receiver<Mapping>,
     instance: Instance<Mapping>,
     bell: Bell<Mapping>,
-    /// Read and not yet given back, one queue a lane: position and whether it was released.
-    unreleased: Vec<VecDeque<Unreleased>>,
-    /// Which lane a number was read from; the first entry is that of `first_number`.
-    lanes_of: VecDeque<usize>,
-    first_number: u64,
-}
-
-#[derive(Debug)]
-struct Unreleased {
-    number: u64,
-    position: u64,
-    released: bool,
+    ahead: ReadAhead,
 }
 
 impl SandboxBus {
@@ -48,9 +38,7 @@ impl SandboxBus {
             bell: bus.bell(FamilyIndex::AGENT),
             participant,
             bus,
-            unreleased: (0..lanes).map(|_| VecDeque::new()).collect(),
-            lanes_of: VecDeque::new(),
-            first_number: 1,
+            ahead: ReadAhead::new(lanes),
         }
     }
 
@@ -116,17 +104,6 @@ impl SandboxBus {
             payload,
         })
     }
-
-    fn keep(&mut self, place: Place) -> u64 {
-        let number = self.first_number + self.lanes_of.len() as u64;
-        self.lanes_of.push_back(place.lane);
-        self.unreleased[place.lane].push_back(Unreleased {
-            number,
-            position: place.position,
-            released: false,
-        });
-        number
-    }
 }
 
 impl LocalBus for SandboxBus {
@@ -136,7 +113,7 @@ impl LocalBus for SandboxBus {
             && let Some((delivery, place)) = self.receiver.receive()
         {
             taken += 1;
-            let number = self.keep(place);
+            let number = self.ahead.keep(place.lane, place.position);
             match self.read(&delivery, number) {
                 Some(local) => take(local),
                 None => self.release(number),
@@ -146,34 +123,8 @@ impl LocalBus for SandboxBus {
     }
 
     fn release(&mut self, number: u64) {
-        let Some(index) = number.checked_sub(self.first_number) else {
-            return;
-        };
-        let Some(&lane) = usize::try_from(index)
-            .ok()
-            .and_then(|i| self.lanes_of.get(i))
-        else {
-            return;
-        };
-        let queue = &mut self.unreleased[lane];
-        if let Ok(found) = queue.binary_search_by_key(&number, |kept| kept.number) {
-            queue[found].released = true;
-        }
-        let mut last = None;
-        while queue.front().is_some_and(|kept| kept.released) {
-            last = queue.pop_front();
-        }
-        if let Some(Unreleased { position, .. }) = last {
+        if let Some((lane, position)) = self.ahead.release(number) {
             self.receiver.acknowledge(Place { lane, position });
-        }
-        // Forget the numbers in front whose lanes hold them no longer.
-        while let Some(&lane) = self.lanes_of.front() {
-            let oldest = self.unreleased[lane].front();
-            if oldest.is_some_and(|kept| kept.number <= self.first_number) {
-                break;
-            }
-            self.lanes_of.pop_front();
-            self.first_number += 1;
         }
     }
 

@@ -2,7 +2,7 @@
 
 mod sandbox;
 
-use sandbox::{Sandbox, chain, settings, sleepers};
+use sandbox::{Sandbox, Sleepers, chain, settings};
 use sandpipe::FailureCode;
 use sandpipe_grain::{Mode, Route, WorkerConfig};
 
@@ -60,13 +60,12 @@ fn a_program_that_writes_without_end_is_stopped_at_the_limit() {
 
 #[test]
 fn a_program_over_the_time_limit_dies_with_its_instance() {
-    // A length of sleep that nobody else on the machine asks for.
-    let length = format!("97{}", 7000 + std::process::id());
-    let mut configs = scripts(&[&format!("sleep {length}; echo late")]);
+    let left = Sleepers::new(97);
+    let mut configs = scripts(&[&format!("sleep {}; echo late", left.length)]);
     (configs[0].time_limit_ms, configs[0].max_attempts) = (150, 1);
     let mut sandbox = Sandbox::start_with(configs, &["exec-worker"]);
     assert_eq!(sandbox.ask(1, "hello").failure, FailureCode::Timeout);
-    sandbox.until("the program is gone", |_| sleepers(&length).is_empty());
+    sandbox.until("the program is gone", |_| left.alive().is_empty());
     sandbox.finish();
 }
 

@@ -2,7 +2,7 @@
 
 mod sandbox;
 
-use sandbox::{Sandbox, chain, settings, sleepers};
+use sandbox::{Sandbox, Sleepers, chain, settings};
 use sandpipe::{FailureCode, Kind};
 use sandpipe_grain::{Mode, WorkerConfig};
 
@@ -97,15 +97,14 @@ fn an_instance_over_its_time_limit_is_killed_and_the_event_tried_again() {
 fn a_child_left_behind_dies_with_its_instance() {
     for (mode, spares) in [(Mode::Fork, 0), (Mode::Fork, 2)] {
         let mut sandbox = Sandbox::start(chain(1, &settings(mode, 1, spares)));
-        // A length of sleep that nobody else on the machine asks for.
-        let length = format!("98{}", 7000 + std::process::id());
+        let left = Sleepers::new(98);
         assert!(
             sandbox
-                .ask(1, &format!("leave {length}"))
+                .ask(1, &format!("leave {}", left.length))
                 .text
                 .ends_with(">g1")
         );
-        sandbox.until("the child is gone", |_| sleepers(&length).is_empty());
+        sandbox.until("the child is gone", |_| left.alive().is_empty());
         sandbox.finish();
     }
 }

@@ -20,8 +20,8 @@ use sandpipe::{
 use sandpipe_grain::{Backup, Mode, NextGrain, Route, WorkerConfig};
 
 use handshake::{admit, join, serve};
+pub use processes::{Sleepers, is_alive, pid_of};
 use processes::{children, wait_until_gone, wait_until_stopped};
-pub use processes::{is_alive, pid_of, sleepers};
 
 /// Ten times what anything here should take.
 pub const PATIENCE: Duration = Duration::from_secs(20);

@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, WaitOptions};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process};
 
 use super::PATIENCE;
 
@@ -47,15 +47,36 @@ pub fn wait_until_gone(pid: i32) {
     let _ = rustix::process::waitpid(Some(pid_of(pid)), WaitOptions::NOHANG);
 }
 
-/// Every `sleep` of exactly this length.
-pub fn sleepers(length: &str) -> Vec<i32> {
-    let wanted = format!("sleep\0{length}\0");
-    let processes = fs::read_dir("/proc").unwrap();
-    processes
-        .filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok())
-        .filter(|pid| {
-            let line = fs::read_to_string(format!("/proc/{pid}/cmdline"));
-            line.is_ok_and(|line| line == wanted) && is_alive(*pid)
-        })
-        .collect()
+/// The `sleep` processes of a length that nobody else on the machine asks for; killed at the end
+/// of a test that fails.
+pub struct Sleepers {
+    pub length: String,
+}
+
+impl Sleepers {
+    pub fn new(prefix: u32) -> Sleepers {
+        Sleepers {
+            length: format!("{prefix}{}", 7000 + std::process::id()),
+        }
+    }
+
+    pub fn alive(&self) -> Vec<i32> {
+        let wanted = format!("sleep\0{}\0", self.length);
+        let processes = fs::read_dir("/proc").unwrap();
+        processes
+            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+            .filter(|pid| {
+                let line = fs::read_to_string(format!("/proc/{pid}/cmdline"));
+                line.is_ok_and(|line| line == wanted) && is_alive(*pid)
+            })
+            .collect()
+    }
+}
+
+impl Drop for Sleepers {
+    fn drop(&mut self) {
+        for pid in self.alive() {
+            let _ = kill_process(pid_of(pid), Signal::KILL);
+        }
+    }
 }

@@ -6,7 +6,8 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use sandpipe::futex;
-use sandpipe::{ChunkClass, FamilyIndex, FamilySpec, Guardian, Target, Topology};
+use sandpipe::lease::{Lease, LeaseState, lease_state};
+use sandpipe::{ChunkClass, FamilyIndex, FamilySpec, Guardian, SlotIndex, Target, Topology};
 use serde::Serialize;
 
 /// One thing, and whether it works here.
@@ -35,6 +36,11 @@ pub fn checks(directory: &Path) -> Vec<Check> {
             "futex",
             futex_wakes(),
             "run a Linux kernel with CONFIG_FUTEX",
+        ),
+        optional(
+            "robust futex lease",
+            lease(),
+            "use glibc; without leases a death is seen by waitid only, some milliseconds later",
         ),
         needed(
             "shared memory segments",
@@ -151,6 +157,28 @@ fn futex_wakes() -> Tried {
 
 /// A guardian makes the segment of a family, as in each sandbox.
 fn segments() -> Tried {
+    let guardian = small_sandbox()?;
+    let bytes = guardian.topology().layout(FamilyIndex(1)).bytes;
+    Ok(format!("{bytes} bytes for a small family"))
+}
+
+/// The kernel marks the lease of a thread that has ended.
+fn lease() -> Tried {
+    let guardian = small_sandbox()?;
+    let (family, slot) = (FamilyIndex(1), SlotIndex(0));
+    let bus = guardian.view(family).ok_or("no segment")?;
+    let holder = bus.clone();
+    let held = std::thread::spawn(move || Lease::hold(&holder, slot).map(|_| ()));
+    let held = held.join().map_err(|_| "the holder panicked")?;
+    held.map_err(|error| error.to_string())?;
+    match lease_state(&bus, family, slot) {
+        Some(LeaseState::Died) => Ok("a robust futex tells of a thread's end".into()),
+        state => Err(format!("the end of a thread was not marked: {state:?}")),
+    }
+}
+
+/// A guardian that has made the segment of one grain.
+fn small_sandbox() -> Result<Guardian, String> {
     let chunks = vec![ChunkClass {
         bytes: 4096,
         count: 8,
@@ -170,12 +198,11 @@ fn segments() -> Tried {
         chunks,
     };
     let topology = Topology::new(vec![agent, grain]).map_err(|error| error.to_string())?;
-    let bytes = topology.layout(FamilyIndex(1)).bytes;
     let mut guardian = Guardian::new(topology).map_err(|error| error.to_string())?;
     guardian
         .make_family(FamilyIndex(1))
         .map_err(|error| error.to_string())?;
-    Ok(format!("{bytes} bytes for a small family"))
+    Ok(guardian)
 }
 
 fn io_uring() -> Tried {

@@ -3,7 +3,7 @@
 use core::mem::offset_of;
 
 use sandpipe_abi::MessageId;
-use sandpipe_abi::layout::{InFlightEntry, OWNER_ORPHAN};
+use sandpipe_abi::layout::{InFlightEntry, LaneHead, OWNER_ORPHAN};
 
 use crate::bus::Bus;
 use crate::chunk::Pool;
@@ -42,8 +42,14 @@ impl<M: Memory> Bus<M> {
             let Some(reader) = self.lane_reader(lane) else {
                 continue;
             };
-            let head = segment.word(lane.head_at).load(Ordering::Acquire);
-            for position in head..head + reader.lane_slots() {
+            let word = |field: usize| segment.word(lane.head_at + field).load(Ordering::Acquire);
+            let head = word(offset_of!(LaneHead, head));
+            // An exclusive receiver lets its head lag behind what it has acknowledged.
+            let first = head.max(word(offset_of!(LaneHead, cursor)));
+            let Some(end) = head.checked_add(reader.lane_slots()) else {
+                continue;
+            };
+            for position in first..end {
                 let claim = segment.word(claim_at(lane.head_at, reader.mask(), position));
                 let claim = Claim::from_word(claim.load(Ordering::Acquire));
                 let claimed = claim.position_after == position + 1;

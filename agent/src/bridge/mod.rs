@@ -1,7 +1,6 @@
 //! Between the two buses: one thread an application reads `LQ(HA)`, drives the core, appends to
 //! the global bus and publishes into the grains' queues.
 
-mod alive;
 mod appends;
 mod clock;
 #[cfg(test)]

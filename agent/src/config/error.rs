@@ -9,12 +9,12 @@ use std::path::PathBuf;
 #[non_exhaustive]
 pub enum ConfigError {
     /// The file could not be read.
-    #[error("{}: {source}; give the path of an app.toml that this user may read", path.display())]
+    #[error("{}: {reason}; give the path of an app.toml that this user may read", path.display())]
     Read {
         /// The file as the caller named it.
         path: PathBuf,
         /// What the system said.
-        source: std::io::Error,
+        reason: std::io::Error,
     },
     /// The file says something that cannot be.
     #[error("{}", listed(path, problems))]

@@ -150,9 +150,9 @@ impl AppSpec {
     /// # Errors
     /// Everything that is wrong with the file, each with its line and a remedy.
     pub fn load(path: &Path) -> Result<AppSpec, ConfigError> {
-        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+        let text = std::fs::read_to_string(path).map_err(|reason| ConfigError::Read {
             path: path.to_path_buf(),
-            source,
+            reason,
         })?;
         let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
         let directory = absolute.parent().unwrap_or(Path::new("/"));

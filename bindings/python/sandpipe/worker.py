@@ -1,19 +1,21 @@
-"""What a grain worker does in Python: load a handler, fork cleanly, call it, encode its answer.
+"""What a grain worker does in Python: load a handler, fork cleanly.
 
 The loop around it (queue, instances, time limits, restarts) is compiled: `_sandpipe.run_worker`.
+
+A forked instance pays about 2 us for each page that it is the first to write to, and every object
+that it touches has its reference count written. So the path from fork to handler is short, and
+what is only needed for failures is imported then (threading alone resets its state at each fork).
 """
 
 import faulthandler
 import gc
-import json
 import os
 import signal
 import sys
-import threading
-import traceback
 
 import _sandpipe
-from sandpipe import Context, Event, Next
+from sandpipe import Context, Event
+from sandpipe.answers import encode, explain
 from sandpipe.loading import load
 
 # An instance handles one event: threads of numpy's would cost more than they bring, and threads
@@ -31,7 +33,14 @@ def main():
 
 
 class Grain:
-    """One loaded handler. No method raises: what user code raises becomes text."""
+    """One loaded handler. What user code raises in these methods becomes text.
+
+    The compiled side calls `function` itself and hands what it returns to `encode`, what it raises
+    to `explain`.
+    """
+
+    encode = staticmethod(encode)
+    explain = staticmethod(explain)
 
     def __init__(self, handler, name):
         self.handler = handler
@@ -49,8 +58,12 @@ class Grain:
             if on_load is not None:
                 on_load()
         except BaseException as error:
-            return _explain(error)
+            return explain(error)
         return None
+
+    @property
+    def has_work_after_fork(self):
+        return self.on_fork is not None or "numpy.random" in sys.modules
 
     def before_fork(self):
         """In the worker, before each fork."""
@@ -73,20 +86,15 @@ class Grain:
                 self.on_fork()
         except BaseException as error:
             # An instance without its on_fork must not take an event; the worker tries again.
-            print(f"sandpipe: grain {self.name}: on_fork: {_explain(error)}", file=sys.stderr)
+            print(f"sandpipe: grain {self.name}: on_fork: {explain(error)}", file=sys.stderr)
             _flush()
             os._exit(1)
 
     def warm(self):
         """In a child that waits: touches what a call will touch. Never calls the handler."""
-        event = Event(b"{}")
-        context = Context()
+        event, context = Event(b"{}"), Context()
         event.json()
-        _call(lambda event, context: {"id": event.id, "of": context.grain}, event, context)
-
-    def handle(self, event, context):
-        """Returns (data, next grain or None, failure or None)."""
-        return _call(self.function, event, context)
+        encode({"id": event.id, "of": context.grain})
 
     def before_exit(self):
         """In an instance, after its last event."""
@@ -102,48 +110,6 @@ class Grain:
             )
 
 
-def _call(function, event, context):
-    try:
-        data = function(event, context)
-        if type(data) is Next:
-            return _encode(data.data), data.grain, None
-        return _encode(data), None, None
-    except BaseException as error:  # sys.exit() in a handler is its error, too
-        return b"", None, _explain(error)
-
-
-def _encode(data):
-    if isinstance(data, bytes):
-        return data
-    if isinstance(data, str):
-        return data.encode()
-    if isinstance(data, (dict, list)):
-        return json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode()
-    if data is None:
-        return b""
-    if isinstance(data, (bytearray, memoryview)):
-        return bytes(data)
-    raise TypeError(
-        f"the handler returned a {type(data).__name__}; "
-        "return bytes, str, dict, list, None or sandpipe.Next(grain, one of these)"
-    )
-
-
-def _explain(error):
-    """The traceback as text, without the frames of this package."""
-    here = os.path.dirname(__file__)
-    frames = error.__traceback__
-    while frames is not None and _is_ours(frames.tb_frame.f_code.co_filename, here):
-        frames = frames.tb_next
-    return "".join(traceback.format_exception(type(error), error, frames)).rstrip()
-
-
-def _is_ours(filename, here):
-    return filename.startswith((here, "<frozen importlib")) or filename.endswith(
-        os.path.join("importlib", "__init__.py")
-    )
-
-
 def _flush():
     for stream in (sys.stdout, sys.stderr):
         try:
@@ -154,7 +120,9 @@ def _flush():
 
 def _other_threads():
     """Names of Python's threads besides the main one, then of those that Python did not make."""
-    threads = [thread for thread in threading.enumerate() if thread is not threading.main_thread()]
+    threading = sys.modules.get("threading")
+    threads = threading.enumerate() if threading else []
+    threads = [thread for thread in threads if thread is not threading.main_thread()]
     # Its own number, as this /proc sees it: getpid() may be that of an inner namespace.
     known = {thread.native_id for thread in threads} | {int(os.readlink("/proc/self"))}
     names = [thread.name for thread in threads]

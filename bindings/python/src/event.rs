@@ -1,7 +1,11 @@
 //! What a Python handler gets.
 
+use std::sync::Arc;
+
+use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyTuple};
+use sandpipe::MessageId;
 
 /// One event for a grain.
 ///
@@ -12,12 +16,9 @@ pub(crate) struct Event {
     /// The payload, as bytes.
     #[pyo3(get)]
     data: Py<PyBytes>,
-    /// The event's identity, 32 hex digits: the same in every attempt and on every host.
-    #[pyo3(get)]
-    id: String,
-    /// The request that the event belongs to, 32 hex digits.
-    #[pyo3(get)]
-    root: String,
+    // Text only when somebody asks: a fresh instance pays for each page that it writes.
+    id: MessageId,
+    root: MessageId,
     /// 1 the first time the event is handled; more if earlier instances died on it.
     #[pyo3(get)]
     attempt: u16,
@@ -26,14 +27,35 @@ pub(crate) struct Event {
 #[pymethods]
 impl Event {
     #[new]
-    #[pyo3(signature = (data, id = String::new(), root = String::new(), attempt = 1))]
-    fn new(data: Py<PyBytes>, id: String, root: String, attempt: u16) -> Event {
-        Event {
+    #[pyo3(signature = (data, id = None, root = None, attempt = 1))]
+    fn new(
+        data: Py<PyBytes>,
+        id: Option<&str>,
+        root: Option<&str>,
+        attempt: u16,
+    ) -> PyResult<Event> {
+        let parse = |text: Option<&str>| {
+            let id = text.map_or(Some(MessageId::NONE), MessageId::parse);
+            id.ok_or_else(|| PyValueError::new_err("an id has 32 hexadecimal digits"))
+        };
+        Ok(Event {
             data,
-            id,
-            root,
+            id: parse(id)?,
+            root: parse(root)?,
             attempt,
-        }
+        })
+    }
+
+    /// The event's identity, 32 hex digits: the same in every attempt and on every host.
+    #[getter]
+    fn id(&self) -> String {
+        self.id.to_string()
+    }
+
+    /// The request that the event belongs to, 32 hex digits.
+    #[getter]
+    fn root(&self) -> String {
+        self.root.to_string()
     }
 
     /// The payload as text.
@@ -64,10 +86,28 @@ impl Event {
     pub(crate) fn copied(py: Python<'_>, event: &sandpipe_grain::Event) -> Event {
         Event {
             data: PyBytes::new(py, event.data()).unbind(),
-            id: event.id().to_string(),
-            root: event.root().to_string(),
+            id: event.id(),
+            root: event.root(),
             attempt: event.attempt(),
         }
+    }
+}
+
+/// What is the same for all events of a worker.
+#[derive(Debug)]
+pub(crate) struct Place {
+    app: String,
+    grain: String,
+    next: Vec<String>,
+}
+
+impl Place {
+    pub(crate) fn of(config: &sandpipe_grain::WorkerConfig) -> Arc<Place> {
+        Arc::new(Place {
+            app: config.app.clone(),
+            grain: config.grain.clone(),
+            next: config.next.iter().map(|next| next.grain.clone()).collect(),
+        })
     }
 }
 
@@ -75,17 +115,11 @@ impl Event {
 #[pyclass(frozen, module = "sandpipe")]
 #[derive(Debug)]
 pub(crate) struct Context {
-    /// The application's name.
-    #[pyo3(get)]
-    app: String,
-    /// The grain's name.
-    #[pyo3(get)]
-    grain: String,
+    place: Arc<Place>,
     /// A key to pass to outside services, so that they do once what a handler asks for twice: the
     /// same in every attempt of this event.
     #[pyo3(get)]
     idempotency_key: String,
-    next: Vec<String>,
 }
 
 #[pymethods]
@@ -95,31 +129,40 @@ impl Context {
                         idempotency_key = String::new(), next = Vec::new()))]
     fn new(app: String, grain: String, idempotency_key: String, next: Vec<String>) -> Context {
         Context {
-            app,
-            grain,
+            place: Arc::new(Place { app, grain, next }),
             idempotency_key,
-            next,
         }
+    }
+
+    /// The application's name.
+    #[getter]
+    fn app(&self) -> &str {
+        &self.place.app
+    }
+
+    /// The grain's name.
+    #[getter]
+    fn grain(&self) -> &str {
+        &self.place.grain
     }
 
     /// The names of the grains that may follow; empty in the last grain.
     #[getter]
     fn next<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
-        PyTuple::new(py, &self.next)
+        PyTuple::new(py, &self.place.next)
     }
 
     fn __repr__(&self) -> String {
-        format!("<sandpipe.Context of grain {} in {}>", self.grain, self.app)
+        let Place { app, grain, .. } = &*self.place;
+        format!("<sandpipe.Context of grain {grain} in {app}>")
     }
 }
 
 impl Context {
-    pub(crate) fn copied(context: &sandpipe_grain::Context<'_>) -> Context {
+    pub(crate) fn at(place: &Arc<Place>, context: &sandpipe_grain::Context<'_>) -> Context {
         Context {
-            app: context.app().to_owned(),
-            grain: context.grain().to_owned(),
+            place: place.clone(),
             idempotency_key: context.idempotency_key(),
-            next: context.next().map(str::to_owned).collect(),
         }
     }
 }

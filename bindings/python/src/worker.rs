@@ -2,12 +2,13 @@
 
 use std::io;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use sandpipe_grain::{Fork, HandlerError, Output, Runtime};
 
-use crate::event::{Context, Event};
+use crate::event::{Context, Event, Place};
 
 /// Serves the grain that the environment names until the sandbox ends the worker; returns the exit
 /// code. `make_grain(handler, name)` makes the object that loads and calls the handler: see
@@ -20,6 +21,7 @@ pub(crate) fn run_worker(py: Python<'_>, make_grain: Py<PyAny>) -> u8 {
             make_grain,
             handler: config.handler.clone(),
             name: config.grain.clone(),
+            place: Place::of(config),
             loaded: None,
         })
     });
@@ -32,30 +34,58 @@ struct PythonRuntime {
     make_grain: Py<PyAny>,
     handler: String,
     name: String,
+    place: Arc<Place>,
     loaded: Option<Loaded>,
 }
 
-/// Bound methods, looked up once: a lookup in a fresh child faults pages in.
+/// What is called later, looked up once: a lookup in a fresh child faults pages in.
 struct Loaded {
     before_fork: Py<PyAny>,
     fork: Py<PyAny>,
-    after_fork: Py<PyAny>,
+    /// None if there is nothing to reseed and no hook.
+    after_fork: Option<Py<PyAny>>,
     warm: Py<PyAny>,
-    handle: Py<PyAny>,
+    /// The user's handler.
+    function: Py<PyAny>,
+    encode: Py<PyAny>,
+    explain: Py<PyAny>,
     before_exit: Py<PyAny>,
 }
 
 impl Loaded {
     fn new(py: Python<'_>, grain: &Bound<'_, PyAny>) -> PyResult<Loaded> {
-        let method = |name: &str| grain.getattr(name).map(Bound::unbind);
+        let get = |name: &str| grain.getattr(name).map(Bound::unbind);
+        let has_work: bool = grain.getattr("has_work_after_fork")?.extract()?;
         Ok(Loaded {
-            before_fork: method("before_fork")?,
+            before_fork: get("before_fork")?,
             fork: py.import("os")?.getattr("fork")?.unbind(),
-            after_fork: method("after_fork")?,
-            warm: method("warm")?,
-            handle: method("handle")?,
-            before_exit: method("before_exit")?,
+            after_fork: has_work.then(|| get("after_fork")).transpose()?,
+            warm: get("warm")?,
+            function: get("function")?,
+            encode: get("encode")?,
+            explain: get("explain")?,
+            before_exit: get("before_exit")?,
         })
+    }
+
+    /// The answer of a handler. Bytes, the common case, need no more Python.
+    fn output(&self, answer: &Bound<'_, PyAny>) -> PyResult<Output> {
+        if let Ok(data) = answer.cast_exact::<PyBytes>() {
+            return Ok(Output::from(data.as_bytes()));
+        }
+        let encoded = self.encode.bind(answer.py()).call1((answer,))?;
+        let (data, to): (Bound<'_, PyBytes>, Option<String>) = encoded.extract()?;
+        Ok(match to {
+            Some(grain) => Output::to(grain, data.as_bytes()),
+            None => Output::from(data.as_bytes()),
+        })
+    }
+
+    fn error(&self, py: Python<'_>, error: PyErr) -> HandlerError {
+        let fallback = error.to_string();
+        let told = self.explain.call1(py, (error.into_value(py),));
+        let text = told.and_then(|text| text.extract::<String>(py));
+        HandlerError::from(text.unwrap_or(fallback))
     }
 }
 
@@ -107,7 +137,9 @@ impl Runtime for PythonRuntime {
     }
 
     fn after_fork(&mut self) {
-        Python::attach(|py| report(py, self.loaded().after_fork.call0(py)));
+        if let Some(after_fork) = &self.loaded().after_fork {
+            Python::attach(|py| report(py, after_fork.call0(py)));
+        }
     }
 
     fn warm(&mut self) {
@@ -120,25 +152,16 @@ impl Runtime for PythonRuntime {
         context: &mut sandpipe_grain::Context<'_>,
     ) -> Result<Output, HandlerError> {
         Python::attach(|py| {
-            let arguments = (Event::copied(py, event), Context::copied(context));
-            let answer = self.loaded().handle.call1(py, arguments);
-            let answer = answer.and_then(|answer| output(answer.bind(py)));
-            answer.map_err(|error| HandlerError::from(error.to_string()))?
+            let loaded = self.loaded();
+            let arguments = (Event::copied(py, event), Context::at(&self.place, context));
+            let answer = loaded.function.bind(py).call1(arguments);
+            answer
+                .and_then(|answer| loaded.output(&answer))
+                .map_err(|error| loaded.error(py, error))
         })
     }
 
     fn before_exit(&mut self) {
         Python::attach(|py| report(py, self.loaded().before_exit.call0(py)));
     }
-}
-
-/// Takes `(data, next grain or None, failure or None)` apart.
-fn output(answer: &Bound<'_, PyAny>) -> PyResult<Result<Output, HandlerError>> {
-    let (data, to, failure): (Bound<'_, PyBytes>, Option<String>, Option<String>) =
-        answer.extract()?;
-    Ok(match (failure, to) {
-        (Some(failure), _) => Err(HandlerError::from(failure)),
-        (None, Some(grain)) => Ok(Output::to(grain, data.as_bytes())),
-        (None, None) => Ok(Output::from(data.as_bytes())),
-    })
 }

@@ -274,8 +274,8 @@ fn sweep(before: u64, mode: Mode) {
         steps += STRIDE;
     }
     println!(
-        "{mode:?}, {before} messages before: {steps} instructions, killed at every {STRIDE}.: nothing \
-         happened {nothing}, everything {everything}, in between 0"
+        "{mode:?}, {before} messages before: {steps} instructions, a kill every {STRIDE}: \
+         nothing happened {nothing}, everything {everything}, in between 0"
     );
     assert!(
         STRIDE > 1 || nothing > 50 && everything > 50,

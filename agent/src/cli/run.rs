@@ -93,6 +93,9 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     served
 }
 
+/// Signals to end within this time of the first are the same request.
+const ONE_REQUEST: Duration = Duration::from_millis(500);
+
 async fn serve(
     args: &Args,
     spec: &AppSpec,
@@ -137,7 +140,11 @@ async fn serve(
         }
     };
     tokio::spawn(async move {
-        tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
+        // Supervisors signal the process and then its group: that is one request to end, not two.
+        let signalled = Instant::now();
+        while signalled.elapsed() < ONE_REQUEST {
+            tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
+        }
         std::process::exit(i32::from(super::FAILED));
     });
     eprintln!("sandpipe: stopping: finishing what is open");

@@ -146,7 +146,7 @@ impl<M: Memory> Receiver<M> {
         self.acknowledged(place);
     }
 
-    /// After a commit that carried the [`Ack`] of `place`: lets the producer reuse the slots, an
+    /// After a commit that carried the [`crate::Ack`] of `place`: lets the producer reuse the slots, an
     /// eighth of a lane at a time.
     #[inline]
     pub fn acknowledged(&mut self, place: Place) {

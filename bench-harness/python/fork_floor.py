@@ -96,6 +96,10 @@ def main():
             shared.stamp.value = time.monotonic_ns()
         shared.bell.value = turn
         shared.wake()
+        # A publisher goes on working after a wake (AT_WORK of the compiled probes).
+        at_work = time.monotonic_ns() + 10_000
+        while time.monotonic_ns() < at_work:
+            pass
         deadline = time.monotonic() + 20
         while shared.acked.value != turn:
             if time.monotonic() > deadline:

@@ -135,7 +135,8 @@ impl<W> Core<W> {
             }
         }
         root.answer = Some(Arc::clone(&answer));
-        if root.trace.is_some() {
+        if let Some(trace) = &mut root.trace {
+            trace.known_ns = now.mono_ns;
             return; // told at its end, so that the times of steps 9 and 10 are known
         }
         if root.keep {

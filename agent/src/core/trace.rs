@@ -29,6 +29,9 @@ pub struct Trace {
     pub backed_up_ns: u64,
     /// Steps 3 to 8, one for each message that was handled, in the order in which the agent heard.
     pub hops: Vec<Hop>,
+    /// The answer was known: an untraced caller hears it now, a traced one when all of it is
+    /// durable.
+    pub known_ns: u64,
     /// Steps 9 and 10: the result and the last `finished` were durable.
     pub finished_ns: u64,
     /// Step 11: the agent gave the answer to the front door.

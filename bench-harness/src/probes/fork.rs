@@ -4,7 +4,8 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use crate::clock::{die_with_parent, futex_wait, futex_wake, now_ns, spin_until};
+use super::wake::AT_WORK;
+use crate::clock::{die_with_parent, futex_wait, futex_wake, now_ns, spin_for, spin_until};
 use crate::error::BenchError;
 use crate::raw::{SharedWords, fork, fork_unchecked};
 use crate::stats::Samples;
@@ -95,6 +96,7 @@ pub fn woken_until_child_runs(
         shared.word(STAMP).store(start, Ordering::Relaxed);
         shared.futex(BELL).store(number, Ordering::Release);
         futex_wake(shared.futex(BELL));
+        spin_for(AT_WORK);
         spin_until("the forking worker", || {
             std::thread::sleep(Duration::from_micros(500));
             shared.futex(ACKED).load(Ordering::Acquire) == number

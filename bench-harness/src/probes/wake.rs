@@ -105,12 +105,18 @@ impl Ends {
     }
 }
 
+/// How long a waker goes on working after a wake. A function that has published its output is not
+/// done: it acknowledges its input, tells the agent, and looks for more. A waker that slept at once
+/// would leave its core, warm and free, to the one it woke, which no publisher does.
+pub const AT_WORK: Duration = Duration::from_micros(10);
+
 /// Where the two processes run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cores {
     /// Producer and sleeper pinned; on two cores the producer stays awake, as a busy one does.
     Pinned([usize; 2]),
-    /// Wherever the scheduler puts them, and both asleep between two messages: how grains live.
+    /// Wherever the scheduler puts them, both asleep between two messages, the producer at work for
+    /// [`AT_WORK`] after each: how grains live.
     Anywhere,
 }
 
@@ -144,7 +150,7 @@ pub fn one_way(bell: Bell, cores: Cores, count: usize) -> Result<Samples, BenchE
     let ends = Ends::new(bell)?;
     let sleeper = fork(|| sleeper(&ends, &shared, &latencies, turns, cores))?;
     cores.pin(0)?;
-    let rung = ring_all(&ends, &shared, turns, cores.producer_sleeps());
+    let rung = ring_all(&ends, &shared, turns, cores);
     unpin(&everywhere)?;
     rung?;
     match sleeper.wait()? {
@@ -165,8 +171,9 @@ fn ring_all(
     ends: &Ends,
     shared: &SharedWords,
     turns: usize,
-    sleeps: bool,
+    cores: Cores,
 ) -> Result<(), BenchError> {
+    let sleeps = cores.producer_sleeps();
     let mut message = [7_u8; MESSAGE_BYTES];
     for turn in 1..=turn_number(turns) {
         if sleeps {
@@ -176,6 +183,9 @@ fn ring_all(
         }
         ends.ring(shared, turn, &mut message)
             .map_err(|e| BenchError::os("ring", e.into()))?;
+        if cores == Cores::Anywhere {
+            spin_for(AT_WORK);
+        }
         let acked = || shared.futex(ACKED).load(Ordering::Acquire) == turn;
         spin_until("the sleeper", || {
             let done = acked();

@@ -17,6 +17,7 @@ import _sandpipe
 from sandpipe import Context, Event
 from sandpipe.answers import encode, explain
 from sandpipe.loading import load
+from sandpipe.touch import touch
 
 # An instance handles one event: threads of numpy's would cost more than they bring, and threads
 # do not survive a fork. Read when numpy is imported; app.toml's env may say otherwise.
@@ -95,6 +96,7 @@ class Grain:
         event, context = Event(b"{}"), Context()
         event.json()
         encode({"id": event.id, "of": context.grain})
+        touch(self.function)
 
     def before_exit(self):
         """In an instance, after its last event."""

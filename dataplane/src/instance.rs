@@ -15,7 +15,7 @@ use crate::bus::Bus;
 use crate::chunk::{Holder, Loan, LoanError, Pool, join_item};
 use crate::lane::LaneWriter;
 use crate::memory::Memory;
-use crate::message::{Body, Message, MessageHeader, TraceStamps};
+use crate::message::{Body, Kind, Message, MessageHeader, TraceStamps};
 use crate::sync::{Ordering, fence, full_fence, kill_point};
 use crate::topology::{FamilyIndex, SlotIndex};
 
@@ -66,6 +66,15 @@ pub enum StageError {
     NotInline(usize),
 }
 
+/// One staged lane slot.
+#[derive(Clone, Copy, Debug)]
+struct Item {
+    target: usize,
+    position: u64,
+    /// Whether its consumer is woken for it.
+    rings: bool,
+}
+
 /// One instance slot, held by one process. Not shared between threads.
 #[derive(Debug)]
 pub struct Instance<M> {
@@ -78,7 +87,7 @@ pub struct Instance<M> {
     holders: Vec<Holder<M>>,
     pool: Pool<M>,
     sequence: u64,
-    items: Vec<(usize, u64)>,
+    items: Vec<Item>,
     staged_chunks: Vec<u32>,
 }
 
@@ -186,6 +195,8 @@ impl<M: Memory> Instance<M> {
             return Err(StageError::TooManyItems);
         }
         if !self.lanes[target].has_room() {
+            // Whoever sleeps over a full lane must hear of it.
+            self.bells[target].ring_if_parked();
             return Err(StageError::Full(queue.0));
         }
         let (len, body) = match payload {
@@ -214,7 +225,14 @@ impl<M: Memory> Instance<M> {
             self.pool.add_holder(loan, earlier, item, self.sequence + 1);
             self.staged_chunks.push(loan.chunk);
         }
-        self.items.push((target, position));
+        // A backup copy is no errand: each wake would cost this process microseconds, and the agent
+        // looks by itself every few milliseconds while requests are open.
+        let rings = queue != FamilyIndex::AGENT || header.kind != Kind::Event;
+        self.items.push(Item {
+            target,
+            position,
+            rings,
+        });
         Ok(())
     }
 
@@ -229,8 +247,8 @@ impl<M: Memory> Instance<M> {
 
     /// Makes everything staged and the acknowledgement of `ack` one fact, then carries it out.
     ///
-    /// No system call while the receivers are awake; one wake for each queue whose consumer is
-    /// parked. If the caller dies before the commit word, nothing happened and its input is
+    /// No system call while the receivers are awake; one wake for each message whose consumer is
+    /// parked. The agent is woken for answers and failures, not for backup copies of events. If the caller dies before the commit word, nothing happened and its input is
     /// delivered again; if it dies after, recovery of its slot carries out the rest.
     pub fn commit(&mut self, ack: Ack) {
         let line = self.slot_at + offset_of!(InstanceSlot, commit);
@@ -245,11 +263,11 @@ impl<M: Memory> Instance<M> {
         for chunk in self.staged_chunks.drain(..) {
             self.pool.publish(chunk);
         }
-        for &(target, _) in &self.items {
+        for &Item { target, .. } in &self.items {
             self.lanes[target].stamp_next();
             kill_point();
         }
-        for &(target, _) in &self.items {
+        for &Item { target, .. } in &self.items {
             self.lanes[target].store_tail();
         }
         kill_point();
@@ -258,9 +276,8 @@ impl<M: Memory> Instance<M> {
         // SYNC(park): the stamps above come before the look at the parked count below.
         full_fence();
         // The next grain first, the agent after it: each wake costs this process microseconds.
-        for index in (0..self.items.len()).rev() {
-            let (target, _) = self.items[index];
-            self.bells[target].ring_if_parked();
+        for item in self.items.iter().rev().filter(|item| item.rings) {
+            self.bells[item.target].ring_if_parked();
         }
         self.items.clear();
     }
@@ -281,7 +298,10 @@ impl<M: Memory> Instance<M> {
             .store(ack.at, Ordering::Relaxed);
         own.word(line + offset_of!(CommitLine, ack_key))
             .store(ack.key, Ordering::Relaxed);
-        for (index, &(target, position)) in self.items.iter().enumerate() {
+        for (index, item) in self.items.iter().enumerate() {
+            let &Item {
+                target, position, ..
+            } = item;
             own.word(item_at(self.slot_at, index))
                 .store(join_item(target, position), Ordering::Relaxed);
         }

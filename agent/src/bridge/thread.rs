@@ -27,6 +27,9 @@ const MARKS: Duration = Duration::from_secs(1);
 /// The longest park: a bell may be lost with its ringer.
 const PARK: Duration = Duration::from_millis(50);
 
+/// The longest park while requests are open: nobody rings for a backup copy.
+const COPIES: Duration = Duration::from_millis(2);
+
 /// How long open requests may take at the end.
 const DRAIN: Duration = Duration::from_secs(10);
 
@@ -281,6 +284,8 @@ impl BusThread {
         }
         let timeout = if self.core.has_backlog() {
             Duration::from_millis(1)
+        } else if self.core.in_flight() > 0 {
+            COPIES
         } else {
             PARK
         };

@@ -248,8 +248,9 @@ impl<M: Memory> Instance<M> {
     /// Makes everything staged and the acknowledgement of `ack` one fact, then carries it out.
     ///
     /// No system call while the receivers are awake; one wake for each message whose consumer is
-    /// parked. The agent is woken for answers and failures, not for backup copies of events. If the caller dies before the commit word, nothing happened and its input is
-    /// delivered again; if it dies after, recovery of its slot carries out the rest.
+    /// parked. The agent is woken for answers and failures, not for backup copies of events. If the
+    /// caller dies before the commit word, nothing happened and its input is delivered again; if
+    /// it dies after, recovery of its slot carries out the rest.
     pub fn commit(&mut self, ack: Ack) {
         let line = self.slot_at + offset_of!(InstanceSlot, commit);
         kill_point();

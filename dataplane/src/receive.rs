@@ -146,8 +146,8 @@ impl<M: Memory> Receiver<M> {
         self.acknowledged(place);
     }
 
-    /// After a commit that carried the [`crate::Ack`] of `place`: lets the producer reuse the slots, an
-    /// eighth of a lane at a time.
+    /// After a commit that carried the [`crate::Ack`] of `place`: lets the producer reuse the
+    /// slots, an eighth of a lane at a time.
     #[inline]
     pub fn acknowledged(&mut self, place: Place) {
         let lane = &mut self.lanes[place.lane];

@@ -7,6 +7,7 @@ use std::time::Duration;
 use sandpipe_grain::Mode;
 
 use super::{FigureKind, Parts, Setting};
+use crate::clock::{pin, unpin, usable_cpus};
 use crate::error::BenchError;
 use crate::paper;
 use crate::probes::wake::{Bell, Cores, one_way};
@@ -24,11 +25,12 @@ pub(super) const FIGURE: FigureKind = FigureKind {
     measure,
 };
 
-const SUBSTITUTIONS: [&str; 4] = [
+const SUBSTITUTIONS: [&str; 5] = [
     "the paper measured Python; its SAND value stands beside every mode",
     "OpenWhisk and Greengrass are not run here: 19.97 and 8.76 ms warm in the paper",
     "the floor of a forked instance is a futex wake and a fork until the child runs, in the same \
      executable or with the same Python modules loaded",
+    "5c.pool_over_floor.rust is taken with all processes on one core, the wake as well",
     "one event at a time with a pause, so that fork and exit keep up; \"saturated\" rows have none",
 ];
 
@@ -102,6 +104,12 @@ fn rust(setting: &Setting<'_>, plan: &mut Plan<'_>) {
     let wake = plan.case("floor: futex wake", "floor", events, |n| {
         one_way(Bell::Futex, Cores::Anywhere, n)
     });
+    let one_core_pool = plan.case("pool, all on one core", "Rust", events, move |n| {
+        on_one_core(|_| interactions(&rust_grain(POOL, 0)?, n, pause))
+    });
+    let one_core_wake = plan.case("floor: futex wake, one core", "floor", events, |n| {
+        on_one_core(|core| one_way(Bell::Futex, Cores::Pinned([core, core]), n))
+    });
     let mut floor = |heap_mib: usize, series: &str, pause: Duration| {
         plan.case("floor: futex wake + fork", series, fewer, move |n| {
             rust_floor(heap_mib, n, pause)
@@ -111,12 +119,13 @@ fn rust(setting: &Setting<'_>, plan: &mut Plan<'_>) {
     let large_fork = floor(64, "Rust, 64 MiB heap", large_pause);
     plan.block(&[fork, demand]);
     plan.block(&[wake, pool, ahead]);
+    plan.block(&[one_core_wake, one_core_pool]);
     plan.block(&[large_fork, large_demand, large_ahead]);
     plan.block(&[saturated]);
     plan.ratio("5c.fork_over_floor.rust", demand, fork);
     plan.ratio("5c.ahead_over_pool.rust", ahead, pool);
     plan.ratio("5c.demand_over_ahead.rust_64MiB", large_demand, large_ahead);
-    plan.ratio("5c.pool_over_floor.rust", pool, wake);
+    plan.ratio("5c.pool_over_floor.rust", one_core_pool, one_core_wake);
 }
 
 fn python_rows<'a>(setting: &Setting<'_>, plan: &mut Plan<'a>, grain: &'a PythonGrain) {
@@ -157,6 +166,19 @@ fn interactions(grain: &Grain, count: usize, pause: Duration) -> Result<Samples,
         }
     }
     Ok(samples)
+}
+
+/// Runs a case with every process of it on one core: where the scheduler may choose, a wake costs
+/// 3 or 20 us by whether it meets a halted core, and a ratio says more about that than about us.
+fn on_one_core(
+    case: impl FnOnce(usize) -> Result<Samples, BenchError>,
+) -> Result<Samples, BenchError> {
+    let everywhere = usable_cpus();
+    let core = everywhere[0];
+    pin(core)?;
+    let samples = case(core);
+    unpin(&everywhere)?;
+    samples
 }
 
 /// The Rust grain, which lies beside this program.

@@ -176,10 +176,8 @@ impl<R: Runtime> Forked<'_, R> {
         publish(self.config, self.bus, instance, delivery, outcome, stamps)
             .map_err(|_stale| EXIT_STALE)?;
         seat.claimer.finish();
-        if self.config.mode == Mode::Fork {
-            // Whoever was woken may wait for this core; the end of a process can wait for it.
-            rustix::thread::sched_yield();
-        }
+        // Whoever was woken may wait for this core; looking for more, or ending, can wait for it.
+        rustix::thread::sched_yield();
         Ok(sound)
     }
 

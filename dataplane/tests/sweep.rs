@@ -1,9 +1,11 @@
-//! Killed at every single instruction of receive + loan + commit.
+//! Death at every single instruction of receive + loan + commit.
 //!
-//! For k = 0, 1, 2, …: a grain has one message waiting, is stepped k instructions (ptrace) into
-//! handling it and killed there. Recovery runs twice. Whatever k: the agent's copy, the next
-//! grain's message and the acknowledgement are all there, or none is; a payload is whole; no
-//! chunk, claim or entry is left over once the messages are handled.
+//! A grain that has one message waiting is stepped (ptrace) through handling it. After each
+//! instruction the shared memory is copied, which is what a death at that instruction would leave,
+//! and recovery runs twice on the copy; at a sample of the instructions it is really killed.
+//! Wherever it dies: the agent's copy, the next grain's message and the acknowledgement are all
+//! there, or none is; a payload is whole; no chunk, claim or entry is left over once the messages
+//! are handled.
 #![allow(
     unsafe_code,
     reason = "fork, ptrace, kill and waitpid of test processes"
@@ -11,13 +13,14 @@
 
 mod sandbox;
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use sandbox::{Sandbox, exit, payload};
 use sandpipe::attach::AttachMessage;
 use sandpipe::{
     Ack, Audit, Bus, ChunkClass, Claimer, Delivery, FamilyIndex, FamilySpec, Instance, Mapping,
-    MessageHeader, MessageId, Payload, Receiver, SlotIndex, Target, Topology, TraceStamps,
+    Memory, MessageHeader, MessageId, Payload, Receiver, SlotIndex, Target, Topology, TraceStamps,
 };
 
 const AGENT: FamilyIndex = FamilyIndex::AGENT;
@@ -25,13 +28,14 @@ const GRAIN: FamilyIndex = FamilyIndex(1);
 const NEXT: FamilyIndex = FamilyIndex(2);
 const S0: SlotIndex = SlotIndex(0);
 
-/// Instructions between two kills: every one in the build that matters. Other builds take so many
-/// more that they get a sample (`cargo test --release --test sweep` is the sweep).
-const STRIDE: u64 = if cfg!(debug_assertions) || cfg!(feature = "pauses") {
-    2003
-} else {
-    1
-};
+/// Builds that take many more instructions are swept in larger steps.
+const SLOW_BUILD: bool = cfg!(debug_assertions) || cfg!(feature = "pauses");
+
+/// Instructions between two copies: every one in the build that matters.
+const COPY_STRIDE: u64 = if SLOW_BUILD { 101 } else { 1 };
+
+/// Instructions between two real kills; each steps from the start again.
+const KILL_STRIDE: u64 = if SLOW_BUILD { 9001 } else { 97 };
 
 /// How the grain receives.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -139,14 +143,20 @@ fn root_of(number: u64) -> u64 {
     number * 4 + 1
 }
 
-/// A sandbox in which `before` messages went all the way and one waits for the grain.
-fn prepared(before: u64, mode: Mode) -> Sandbox {
+/// A sandbox whose segments are made and sealed.
+fn empty() -> Sandbox {
     let mut sandbox = Sandbox::new(topology());
     for family in [AGENT, GRAIN, NEXT] {
         sandbox.guardian.make_family(family).unwrap();
         let mapped = AttachMessage::Mapped.encode();
         sandbox.guardian.handle(family, &mapped).unwrap();
     }
+    sandbox
+}
+
+/// A sandbox in which `before` messages went all the way and one waits for the grain.
+fn prepared(before: u64, mode: Mode) -> Sandbox {
+    let sandbox = empty();
     for number in 0..=before {
         let root = MessageId(root_of(number).into());
         let header = MessageHeader::event(root, root, MessageId::NONE, GRAIN);
@@ -180,8 +190,8 @@ fn consume(sandbox: &Sandbox) -> (usize, usize) {
     (count(AGENT), count(NEXT))
 }
 
-/// Steps a fresh grain `steps` instructions and kills it; true if it had finished by then.
-fn kill_after(sandbox: &mut Sandbox, steps: u64, root: u64, mode: Mode) -> bool {
+/// A grain in the sandbox, stopped right before it handles its message.
+fn stopped_grain(sandbox: &mut Sandbox, root: u64, mode: Mode) -> i32 {
     let pid = sandbox.spawn(GRAIN, |_, bus| {
         let mut grain = Grain::new(&bus, root);
         // SAFETY: asks to be traced by the parent, which waits for this stop.
@@ -195,47 +205,58 @@ fn kill_after(sandbox: &mut Sandbox, steps: u64, root: u64, mode: Mode) -> bool 
         exit(0);
     });
     let mut status = 0;
-    // SAFETY: waits for, steps and reaps a child of this test.
-    unsafe {
-        while libc::waitpid(pid, &raw mut status, libc::WNOHANG) == 0 {
-            sandbox.serve();
-            std::thread::yield_now();
-        }
-        assert!(
-            libc::WIFSTOPPED(status),
-            "the grain did not reach its first stop: {status:x}"
-        );
-        for _ in 0..steps {
-            libc::ptrace(libc::PTRACE_SINGLESTEP, pid, 0, 0);
-            libc::waitpid(pid, &raw mut status, 0);
-            if !libc::WIFSTOPPED(status) || libc::WSTOPSIG(status) == libc::SIGSTOP {
-                sandbox.kill_family(GRAIN, pid);
-                return true;
-            }
-        }
+    // SAFETY: waits for a child of this test.
+    while unsafe { libc::waitpid(pid, &raw mut status, libc::WNOHANG) } == 0 {
+        sandbox.serve();
+        std::thread::yield_now();
     }
-    sandbox.kill_family(GRAIN, pid);
-    false
+    assert!(
+        libc::WIFSTOPPED(status),
+        "the grain did not reach its first stop: {status:x}"
+    );
+    pid
 }
 
-/// One kill; whether the commit had become a fact, and whether the grain had finished.
-fn one_kill(before: u64, mode: Mode, steps: u64) -> (bool, bool) {
-    let mut sandbox = prepared(before, mode);
-    let finished = kill_after(&mut sandbox, steps, root_of(before), mode);
+/// One instruction further; false once the message is handled.
+fn step(pid: i32) -> bool {
+    let mut status = 0;
+    // SAFETY: steps and waits for a traced child of this test.
+    unsafe {
+        libc::ptrace(libc::PTRACE_SINGLESTEP, pid, 0, 0);
+        libc::waitpid(pid, &raw mut status, 0);
+    }
+    libc::WIFSTOPPED(status) && libc::WSTOPSIG(status) != libc::SIGSTOP
+}
+
+/// A sandbox whose segments hold what those of another hold at this moment.
+fn copy_of(sandbox: &Sandbox) -> Sandbox {
+    let copy = empty();
+    for family in [AGENT, GRAIN, NEXT] {
+        let [from, to] = [sandbox, &copy].map(|of| of.guardian.view(family).unwrap());
+        let [from, to] = [&from, &to].map(|bus| bus.segment(family).unwrap());
+        for at in (0..from.len()).step_by(8) {
+            let word = from.word(at).load(Ordering::Relaxed);
+            to.word(at).store(word, Ordering::Relaxed);
+        }
+    }
+    copy
+}
+
+/// Repairs what a dead grain left and checks it; whether its commit had become a fact.
+fn judge(sandbox: &mut Sandbox, before: u64, mode: Mode, steps: u64) -> bool {
+    sandbox.guardian.repair_family(GRAIN);
     sandbox.guardian.repair_family(GRAIN);
     let bus = sandbox.guardian.view(GRAIN).unwrap();
-    let left = {
-        let audit = bus.audit(GRAIN);
-        assert_eq!(
-            audit.chunks_loaned, 0,
-            "step {steps}: a loan was not given back"
-        );
-        match mode {
-            Mode::Claim => audit.queued.len() + audit.in_flight.len(),
-            Mode::Exclusive => usize::from(bus.receiver().has_message()),
-        }
+    let audit = bus.audit(GRAIN);
+    assert_eq!(
+        audit.chunks_loaned, 0,
+        "step {steps}: a loan was not given back"
+    );
+    let left = match mode {
+        Mode::Claim => audit.queued.len() + audit.in_flight.len(),
+        Mode::Exclusive => usize::from(bus.receiver().has_message()),
     };
-    let (copies, messages) = consume(&sandbox);
+    let (copies, messages) = consume(sandbox);
     assert_eq!(copies, messages, "step {steps}: half a commit");
     assert_eq!(
         left,
@@ -245,40 +266,59 @@ fn one_kill(before: u64, mode: Mode, steps: u64) -> (bool, bool) {
     if left == 1 {
         Grain::new(&bus, root_of(before)).handle_one(mode);
         assert_eq!(
-            consume(&sandbox),
+            consume(sandbox),
             (1, 1),
-            "step {steps}: the input could not be handled again"
+            "step {steps}: the input is not handled again"
         );
     }
     sandbox.guardian.repair_family(GRAIN);
     for family in [AGENT, GRAIN, NEXT] {
-        assert_eq!(
-            bus.audit(family),
-            Audit::default(),
-            "step {steps}: family {} ",
-            family.0
-        );
+        let audit = bus.audit(family);
+        assert_eq!(audit, Audit::default(), "step {steps}: family {}", family.0);
     }
-    (copies == 1, finished)
+    copies == 1
+}
+
+/// Copies at every instruction; how many there are, and how often the commit was a fact.
+fn sweep_copies(before: u64, mode: Mode) -> (u64, u64) {
+    let mut sandbox = prepared(before, mode);
+    let pid = stopped_grain(&mut sandbox, root_of(before), mode);
+    let (mut steps, mut facts) = (0, 0);
+    loop {
+        if steps % COPY_STRIDE == 0 {
+            facts += u64::from(judge(&mut copy_of(&sandbox), before, mode, steps));
+        }
+        if !step(pid) {
+            break;
+        }
+        steps += 1;
+    }
+    sandbox.kill_family(GRAIN, pid);
+    assert!(
+        judge(&mut sandbox, before, mode, steps),
+        "a handled message is a fact"
+    );
+    (steps, facts)
 }
 
 fn sweep(before: u64, mode: Mode) {
-    let (mut steps, mut nothing, mut everything) = (0, 0, 0);
-    loop {
-        let (happened, finished) = one_kill(before, mode, steps);
-        everything += u64::from(happened);
-        nothing += u64::from(!happened);
-        if finished {
-            break;
-        }
-        steps += STRIDE;
+    let (steps, facts) = sweep_copies(before, mode);
+    let mut kills = 0;
+    for at in (0..steps).step_by(KILL_STRIDE as usize) {
+        let mut sandbox = prepared(before, mode);
+        let pid = stopped_grain(&mut sandbox, root_of(before), mode);
+        (0..at).for_each(|_| assert!(step(pid)));
+        sandbox.kill_family(GRAIN, pid);
+        judge(&mut sandbox, before, mode, at);
+        kills += 1;
     }
+    let copies = steps / COPY_STRIDE + 1;
     println!(
-        "{mode:?}, {before} messages before: {steps} instructions, a kill every {STRIDE}: \
-         nothing happened {nothing}, everything {everything}, in between 0"
+        "{mode:?}, {before} messages before: {steps} instructions, {copies} deaths on copies and \
+         {kills} real ones: nothing or everything, in between 0 (copies: everything {facts})"
     );
     assert!(
-        STRIDE > 1 || nothing > 50 && everything > 50,
+        facts > 0 && facts < copies,
         "the sweep did not cross the commit"
     );
 }
@@ -286,21 +326,16 @@ fn sweep(before: u64, mode: Mode) {
 #[test]
 fn a_grain_killed_at_any_instruction_has_done_all_or_nothing() {
     sandbox::watchdog(Duration::from_secs(600));
-    let full = std::env::var_os("SANDPIPE_FULL").is_some();
-    // A sweep takes about a minute: ring wrapped and empty here, every state with the full count.
-    let sweeps: &[(Mode, u64)] = if full {
-        &[
-            (Mode::Claim, 0),
-            (Mode::Claim, 5),
-            (Mode::Claim, 8),
-            (Mode::Claim, 1000),
-            (Mode::Exclusive, 0),
-            (Mode::Exclusive, 8),
-        ]
-    } else {
-        &[(Mode::Claim, 8), (Mode::Exclusive, 0)]
-    };
-    for &(mode, before) in sweeps {
-        sweep(before, mode);
+    // Every step is a switch between this process and the grain: far cheaper on one core.
+    let cpus = rustix::thread::sched_getaffinity(None).unwrap();
+    let first = (0..rustix::thread::CpuSet::MAX_CPU).find(|&cpu| cpus.is_set(cpu));
+    let mut one = rustix::thread::CpuSet::new();
+    one.set(first.unwrap());
+    rustix::thread::sched_setaffinity(None, &one).unwrap();
+    // Ring empty, part full, wrapped, and long-lived.
+    for mode in [Mode::Claim, Mode::Exclusive] {
+        for before in [0, 5, 8, 1000] {
+            sweep(before, mode);
+        }
     }
 }

@@ -73,8 +73,9 @@ impl Stage {
         let wrong = |detail: String| BenchError::peer(format!("sandbox {app}"), detail);
         let topology = topology(grains)?;
         let spec = spec(app, &run.path().join("run"), grains, &topology);
+        // Before there is a sandbox, so that there is no moment without a watch.
+        let watch = watch(&spec, run.path())?;
         let mut handle = create_or_adopt(&spec).map_err(|e| wrong(e.to_string()))?;
-        let watch = watch(&handle, run.path())?;
         let socket = handle
             .take_attach_socket()
             .ok_or_else(|| wrong("gave no attach socket".into()))?;
@@ -178,17 +179,18 @@ impl Drop for Stage {
 }
 
 /// Forks a process that outlives a killed harness just long enough to end its sandbox.
-fn watch(handle: &SandboxHandle, run: &Path) -> Result<Child, BenchError> {
+fn watch(spec: &SandboxSpec, run: &Path) -> Result<Child, BenchError> {
     let harness = pidfd_open(getpid(), PidfdFlags::empty())
         .map_err(|e| BenchError::os("pidfd_open", e.into()))?;
     fork(|| {
         // Out of the terminal's group: Ctrl-C must not end the watch with the harness.
         let _ = setsid();
         let mut ended = [PollFd::new(&harness, PollFlags::IN)];
-        while poll(&mut ended, None) == Err(rustix::io::Errno::INTR) {}
-        let _ = handle.shutdown(Duration::ZERO);
+        if poll(&mut ended, None).is_ok() { return 0; }
+        // Init hears only its current agent, and that was the harness: adopt, then end it.
+        let ended = create_or_adopt(spec).and_then(|handle| handle.shutdown(Duration::ZERO));
         let _ = std::fs::remove_dir_all(run);
-        0
+        i32::from(ended.is_err())
     })
 }
 

@@ -186,7 +186,7 @@ fn watch(spec: &SandboxSpec, run: &Path) -> Result<Child, BenchError> {
         // Out of the terminal's group: Ctrl-C must not end the watch with the harness.
         let _ = setsid();
         let mut ended = [PollFd::new(&harness, PollFlags::IN)];
-        if poll(&mut ended, None).is_ok() { return 0; }
+        while poll(&mut ended, None) == Err(rustix::io::Errno::INTR) {}
         // Init hears only its current agent, and that was the harness: adopt, then end it.
         let ended = create_or_adopt(spec).and_then(|handle| handle.shutdown(Duration::ZERO));
         let _ = std::fs::remove_dir_all(run);

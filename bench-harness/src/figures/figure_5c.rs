@@ -30,8 +30,8 @@ const SUBSTITUTIONS: [&str; 6] = [
     "OpenWhisk and Greengrass are not run here: 19.97 and 8.76 ms warm in the paper",
     "the floor of a forked instance is a futex wake and a fork until the child runs, in the same \
      executable or with the same Python modules loaded",
-    "a floor's waker stays at work for 10 us after its wake, as a publisher does; one that slept at \
-     once would leave its warm core to the woken and lower the floor",
+    "a floor's waker stays at work for 10 us after its wake, as a publisher does; one that slept \
+     at once would leave its warm core to the woken and lower the floor",
     "5c.pool_over_floor.rust is taken with all processes on one core, the wake as well",
     "one event at a time with a pause, so that fork and exit keep up; \"saturated\" rows have none",
 ];

@@ -83,7 +83,13 @@ impl Scene {
 
     /// What a worker says about itself; `None` until it is attached.
     pub fn beat(&self, grain: &str) -> Option<Beat> {
-        let bytes = fs::read(self.path().join(format!("{grain}.beat"))).ok()?;
+        let path = self.path().join(format!("{grain}.beat"));
+        let mut bytes = fs::read(&path).ok()?;
+        // The worker may be about to write it anew.
+        while bytes.len() < 24 {
+            std::thread::yield_now();
+            bytes = fs::read(&path).ok()?;
+        }
         let word = |i: usize| Some(u64::from_le_bytes(*bytes.get(i * 8..)?.first_chunk()?));
         Some(Beat {
             beats: word(0)?,

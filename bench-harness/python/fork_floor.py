@@ -1,8 +1,7 @@
 """The least that a fresh Python process for a message can cost.
 
 A worker that has loaded a grain's module sleeps on a futex; a waker stamps the clock and wakes it;
-the worker forks at once and the child stamps its first line. Prints one latency in ns a line. With
---bare the stamp is taken right before the fork, without the wake-up.
+the worker forks at once and the child stamps its first line. Prints one latency in ns a line.
 
 The worker prepares itself as Sandpipe's does: the module loaded once, its on_load called, garbage
 collected and frozen.
@@ -53,18 +52,22 @@ def load(path):
     on_load = getattr(module, "on_load", None)
     if on_load is not None:
         on_load()
+    return module
 
 
-def worker(shared, turns, bare):
+def die_with_parent():
+    """Nothing of this outlives a killed harness."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def worker(shared, turns):
     """Forks once for each ring of the bell."""
-    shared.libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent()
     gc.collect()
     gc.freeze()
     for turn in range(1, turns + 1):
         while shared.bell.value != turn:
             shared.wait(turn - 1)
-        if bare:
-            shared.stamp.value = time.monotonic_ns()
         child = os.fork()
         if child == 0:
             shared.ran.value = time.monotonic_ns()
@@ -80,7 +83,6 @@ def main():
     parser.add_argument("--module", required=True, help="the grain's Python file")
     parser.add_argument("--count", type=int, required=True)
     parser.add_argument("--pause-ms", type=float, default=5.0)
-    parser.add_argument("--bare", action="store_true")
     arguments = parser.parse_args()
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     load(arguments.module)
@@ -88,12 +90,11 @@ def main():
     turns = COLD + arguments.count
     process = os.fork()
     if process == 0:
-        worker(shared, turns, arguments.bare)
+        worker(shared, turns)
     latencies = []
     for turn in range(1, turns + 1):
         time.sleep(arguments.pause_ms / 1000)
-        if not arguments.bare:
-            shared.stamp.value = time.monotonic_ns()
+        shared.stamp.value = time.monotonic_ns()
         shared.bell.value = turn
         shared.wake()
         # A publisher goes on working after a wake (AT_WORK of the compiled probes).

@@ -315,8 +315,9 @@ impl Peer {
     ) -> Result<(Delivery, Place), BenchError> {
         let received = received.ok_or_else(|| BenchError::peer("the local bus", "no message"))?;
         self.bus
-            .copy_payload(&received.0, bytes)
-            .map_err(|e| BenchError::peer("the local bus", e.to_string()))?;
+            .payload_of(&received.0)
+            .map_err(|e| BenchError::peer("the local bus", e.to_string()))?
+            .copy_to(bytes);
         Ok(received)
     }
 

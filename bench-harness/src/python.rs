@@ -59,14 +59,6 @@ impl Python {
     /// # Errors
     /// [`BenchError::Peer`] with its last line if it fails or prints something else.
     pub fn latencies(&self, program: &str, arguments: &[&str]) -> Result<Samples, BenchError> {
-        Ok(self.list(program, arguments)?.into_iter().collect())
-    }
-
-    /// As [`Python::latencies`], in the order in which they were printed.
-    ///
-    /// # Errors
-    /// As [`Python::latencies`].
-    pub fn list(&self, program: &str, arguments: &[&str]) -> Result<Vec<u64>, BenchError> {
         let output = self
             .command(program)
             .args(arguments)
@@ -79,7 +71,8 @@ impl Python {
                 said.lines().last().unwrap_or("failed"),
             ));
         }
-        parse(program, &String::from_utf8_lossy(&output.stdout))
+        let said = String::from_utf8_lossy(&output.stdout);
+        Ok(parse(program, &said)?.into_iter().collect())
     }
 }
 

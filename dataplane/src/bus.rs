@@ -8,11 +8,10 @@ use sandpipe_abi::layout::{FamilyHeader, InstanceSlot, LaneHead, SlotState};
 
 use crate::bell::Bell;
 use crate::chunk::Holder;
-use crate::claim::{Claimer, Delivery};
+use crate::claim::Claimer;
 use crate::instance::Instance;
 use crate::lane::{LaneReader, LaneWriter};
 use crate::memory::Memory;
-use crate::message::Body;
 use crate::receive::Receiver;
 use crate::sync::{AtomicU64, Ordering};
 use crate::topology::{FamilyIndex, FamilyLayout, IncomingLane, SlotIndex, Topology};
@@ -27,25 +26,6 @@ pub struct Bus<M> {
     segments: Vec<Option<M>>,
     hints: M,
     epoch: u64,
-}
-
-/// Why a payload could not be read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum PayloadError {
-    /// The publishing family's segment is not mapped.
-    #[error("family {0}, which published the payload, is not attached")]
-    NotAttached(u16),
-    /// The reference names no chunk, or more bytes than the chunk has.
-    #[error("family {family} published a reference to chunk {chunk} with {len} bytes: no such")]
-    BadReference {
-        /// The publisher.
-        family: u16,
-        /// The chunk that it named.
-        chunk: u32,
-        /// The length that it named.
-        len: u32,
-    },
 }
 
 impl<M: Memory> Bus<M> {
@@ -111,7 +91,11 @@ impl<M: Memory> Bus<M> {
     /// The layout of the own segment.
     #[must_use]
     pub fn own_layout(&self) -> &FamilyLayout {
-        &self.layouts[self.family.index()]
+        self.layout_of(self.family)
+    }
+
+    pub(crate) fn layout_of(&self, family: FamilyIndex) -> &FamilyLayout {
+        &self.layouts[family.index()]
     }
 
     pub(crate) fn layouts(&self) -> Arc<Vec<FamilyLayout>> {
@@ -200,66 +184,6 @@ impl<M: Memory> Bus<M> {
         };
         let targets = self.topology.family(family).targets.iter();
         targets.map(|target| holder(target.queue)).collect()
-    }
-
-    /// Copies a delivery's payload out of shared memory, checked. No system call.
-    ///
-    /// # Errors
-    /// [`PayloadError`] if the publisher named something that is not there.
-    pub fn payload(&self, delivery: &Delivery) -> Result<Vec<u8>, PayloadError> {
-        let mut bytes = vec![0; delivery.message.len as usize];
-        self.copy_payload(delivery, &mut bytes)?;
-        Ok(bytes)
-    }
-
-    /// Copies the first `bytes.len()` bytes of a delivery's payload into `bytes`.
-    ///
-    /// # Errors
-    /// [`PayloadError`] if the publisher named something that is not there.
-    ///
-    /// # Panics
-    /// If `bytes` is longer than the payload.
-    pub fn copy_payload(&self, delivery: &Delivery, bytes: &mut [u8]) -> Result<(), PayloadError> {
-        assert!(
-            bytes.len() <= delivery.message.len as usize,
-            "more bytes than the payload has"
-        );
-        if let Body::Inline(words) = &delivery.message.body {
-            for (chunk, word) in bytes.chunks_mut(8).zip(words) {
-                chunk.copy_from_slice(&word.to_le_bytes()[..chunk.len()]);
-            }
-            return Ok(());
-        }
-        let (segment, at) = self.locate(delivery)?;
-        segment.copy_out(at, bytes);
-        Ok(())
-    }
-
-    /// Where the payload of a chunked delivery lies: the publisher's segment and an offset whose
-    /// whole length was checked.
-    ///
-    /// # Errors
-    /// [`PayloadError`] if the publisher named something that is not there, or sent it inline.
-    pub fn locate(&self, delivery: &Delivery) -> Result<(&M, usize), PayloadError> {
-        let family = delivery.source;
-        let len = delivery.message.len;
-        let chunk = match delivery.message.body {
-            Body::Chunk { chunk, .. } => chunk,
-            Body::Inline(_) => u32::MAX,
-        };
-        let bad = PayloadError::BadReference {
-            family: family.0,
-            chunk,
-            len,
-        };
-        let segment = self
-            .segment(family)
-            .ok_or(PayloadError::NotAttached(family.0))?;
-        let (at, bytes) = self.layouts[family.index()].chunk_data(chunk).ok_or(bad)?;
-        if u64::from(len) > bytes {
-            return Err(bad);
-        }
-        Ok((segment, at))
     }
 
     /// Records the holder of a slot; recovery and status read it.

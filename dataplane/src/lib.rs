@@ -19,6 +19,7 @@ mod instance;
 mod lane;
 mod memory;
 mod message;
+mod payload;
 mod receive;
 pub mod recover;
 mod sync;
@@ -48,7 +49,7 @@ pub use sandpipe_abi::{MessageId, layout};
 
 pub use crate::audit::Audit;
 pub use crate::bell::{Bell, PARK_MAX, Parking};
-pub use crate::bus::{Bus, PayloadError};
+pub use crate::bus::Bus;
 pub use crate::chunk::{Loan, LoanError};
 pub use crate::claim::{Claimer, Delivery};
 pub use crate::instance::{Ack, Instance, Payload, StageError};
@@ -56,6 +57,7 @@ pub use crate::memory::{HeapMemory, Memory};
 pub use crate::message::{
     Body, FailureCode, Kind, Message, MessageHeader, TraceStamps, derive_child,
 };
+pub use crate::payload::{DeliveredPayload, PayloadError};
 pub use crate::receive::{Place, Receiver};
 pub use crate::topology::{
     CHUNK_CLASSES_MAX, ChunkClass, ChunkRange, FamilyIndex, FamilyLayout, FamilySpec, IncomingLane,

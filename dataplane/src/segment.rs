@@ -207,4 +207,19 @@ impl Memory for Mapping {
     fn len(&self) -> usize {
         self.len
     }
+
+    fn words(&self, offset: usize, count: usize) -> impl Iterator<Item = &AtomicU64> {
+        let end = count
+            .checked_mul(8)
+            .and_then(|bytes| offset.checked_add(bytes));
+        assert!(
+            end.is_some_and(|end| end <= self.len) && offset.is_multiple_of(8),
+            "no {count} words at {offset}"
+        );
+        // SAFETY: as `word`, for a run of words that lies inside the mapping as a whole.
+        unsafe {
+            core::slice::from_raw_parts(self.base.as_ptr().add(offset).cast::<AtomicU64>(), count)
+        }
+        .iter()
+    }
 }

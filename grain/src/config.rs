@@ -191,7 +191,8 @@ impl WorkerConfig {
 }
 
 /// The idempotency key that a handler passes to outside services: the same in every attempt.
-pub(crate) fn idempotency_key(app: &str, grain: &str, event: MessageId) -> String {
+#[must_use]
+pub fn idempotency_key(app: &str, grain: &str, event: MessageId) -> String {
     format!("{app}/{grain}/{event}")
 }
 

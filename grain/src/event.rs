@@ -1,43 +1,65 @@
 //! What a handler sees and what it gives back.
 
+use std::cell::OnceCell;
 use std::fmt;
 
-use sandpipe::MessageId;
+use bytes::Bytes;
+use sandpipe::{Bus, DeliveredPayload, Delivery, Mapping, MessageId, PayloadError};
 
 use crate::config::{self, WorkerConfig};
 
 /// One event for a grain.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Event {
-    pub(crate) id: MessageId,
-    pub(crate) root: MessageId,
-    pub(crate) attempt: u16,
-    pub(crate) data: Vec<u8>,
+#[derive(Debug)]
+pub struct Event<'d> {
+    delivery: &'d Delivery,
+    payload: DeliveredPayload<'d, Mapping>,
+    /// Made when somebody asks: a runtime with bytes of its own copies straight into them.
+    copy: OnceCell<Vec<u8>>,
 }
 
-impl Event {
+impl<'d> Event<'d> {
+    /// # Errors
+    /// [`PayloadError`] if the publisher named a payload that is not there.
+    pub(crate) fn new(
+        bus: &'d Bus<Mapping>,
+        delivery: &'d Delivery,
+    ) -> Result<Event<'d>, PayloadError> {
+        Ok(Event {
+            delivery,
+            payload: bus.payload_of(delivery)?,
+            copy: OnceCell::new(),
+        })
+    }
+
     /// The event's identity: the same in every attempt and on every host.
     #[must_use]
     pub fn id(&self) -> MessageId {
-        self.id
+        self.delivery.message.header.id
     }
 
     /// The request that the event belongs to.
     #[must_use]
     pub fn root(&self) -> MessageId {
-        self.root
+        self.delivery.message.header.root
     }
 
     /// 1 the first time the event is handled; more if earlier instances died on it.
     #[must_use]
     pub fn attempt(&self) -> u16 {
-        self.attempt
+        self.delivery.attempt
     }
 
-    /// The payload, copied out of shared memory.
+    /// The payload. The first call copies it out of shared memory, so it stays as it is.
     #[must_use]
     pub fn data(&self) -> &[u8] {
-        &self.data
+        self.copy.get_or_init(|| self.payload.to_vec())
+    }
+
+    /// The payload where it lies, for a runtime that copies it once into memory of its own. Its
+    /// publisher might write to it: a second copy may differ from the first.
+    #[must_use]
+    pub fn shared_data(&self) -> &DeliveredPayload<'d, Mapping> {
+        &self.payload
     }
 }
 
@@ -78,7 +100,7 @@ impl Context<'_> {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Output {
     pub(crate) to: Option<String>,
-    pub(crate) data: Vec<u8>,
+    pub(crate) data: Bytes,
 }
 
 impl Output {
@@ -87,7 +109,17 @@ impl Output {
     pub fn to(grain: impl Into<String>, data: impl Into<Vec<u8>>) -> Output {
         Output {
             to: Some(grain.into()),
-            data: data.into(),
+            data: data.into().into(),
+        }
+    }
+
+    /// An output whose bytes belong to a language's own object; they are copied once, into shared
+    /// memory. Without a grain's name it goes where the workflow says.
+    #[must_use]
+    pub fn from_owner(grain: Option<String>, owner: impl AsRef<[u8]> + Send + 'static) -> Output {
+        Output {
+            to: grain,
+            data: Bytes::from_owner(owner),
         }
     }
 }
@@ -96,7 +128,7 @@ impl<T: Into<Vec<u8>>> From<T> for Output {
     fn from(data: T) -> Output {
         Output {
             to: None,
-            data: data.into(),
+            data: data.into().into(),
         }
     }
 }

@@ -44,7 +44,11 @@ impl Runtime for Exec {
             .map_err(|error| format!("{}: {}", program.display(), io::Error::from(error)))
     }
 
-    fn handle(&mut self, event: &Event, context: &mut Context<'_>) -> Result<Output, HandlerError> {
+    fn handle(
+        &mut self,
+        event: &Event<'_>,
+        context: &mut Context<'_>,
+    ) -> Result<Output, HandlerError> {
         let program = &self.config.handler;
         let mut child = Command::new(program)
             .args(&self.config.args)

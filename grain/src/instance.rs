@@ -183,23 +183,16 @@ impl<R: Runtime> Forked<'_, R> {
 
     /// Runs the handler.
     fn call(&mut self, delivery: &Delivery, stamps: &mut TraceStamps) -> (Outcome, bool) {
-        let data = match self.bus.payload(delivery) {
-            Ok(data) => data,
+        let event = match Event::new(self.bus, delivery) {
+            Ok(event) => event,
             Err(error) => {
                 let failed = Outcome::Failed(FailureCode::Other, error.to_string());
                 return (failed, true);
             }
         };
-        let header = &delivery.message.header;
-        let event = Event {
-            id: header.id,
-            root: header.root,
-            attempt: delivery.attempt,
-            data,
-        };
         let mut context = Context {
             config: self.config,
-            event: header.id,
+            event: event.id(),
         };
         stamps.started_ns = monotonic_ns();
         let runtime = &mut *self.runtime;

@@ -6,7 +6,7 @@
 //! ```no_run
 //! use sandpipe_grain::{Context, Event, HandlerError, Output};
 //!
-//! fn greet(event: &Event, _context: &mut Context<'_>) -> Result<Output, HandlerError> {
+//! fn greet(event: &Event<'_>, _context: &mut Context<'_>) -> Result<Output, HandlerError> {
 //!     let name = std::str::from_utf8(event.data())?;
 //!     Ok(Output::from(format!("Hello, {name}!")))
 //! }
@@ -33,6 +33,7 @@ mod worker;
 
 pub use crate::config::{
     ATTACH_FD, Backup, ConfigError, Mode, NextGrain, Route, WORKER_VARIABLE, WorkerConfig,
+    idempotency_key,
 };
 pub use crate::event::{Context, Event, HandlerError, Output};
 pub use crate::exec::exec_worker_main;

@@ -41,7 +41,11 @@ pub trait Runtime {
     ///
     /// # Errors
     /// The handler's. It ends the request; it is not tried again.
-    fn handle(&mut self, event: &Event, context: &mut Context<'_>) -> Result<Output, HandlerError>;
+    fn handle(
+        &mut self,
+        event: &Event<'_>,
+        context: &mut Context<'_>,
+    ) -> Result<Output, HandlerError>;
 
     /// In an instance, after its last event: what the handler printed must not be lost. The
     /// process then ends without the exit handlers of its libraries.
@@ -56,13 +60,17 @@ pub(crate) struct Function<F>(pub(crate) F);
 
 impl<F> Runtime for Function<F>
 where
-    F: Fn(&Event, &mut Context<'_>) -> Result<Output, HandlerError>,
+    F: Fn(&Event<'_>, &mut Context<'_>) -> Result<Output, HandlerError>,
 {
     fn load(&mut self) -> Result<(), String> {
         Ok(())
     }
 
-    fn handle(&mut self, event: &Event, context: &mut Context<'_>) -> Result<Output, HandlerError> {
+    fn handle(
+        &mut self,
+        event: &Event<'_>,
+        context: &mut Context<'_>,
+    ) -> Result<Output, HandlerError> {
         (self.0)(event, context)
     }
 }

@@ -28,7 +28,7 @@ const ATTACH_TIMEOUT: Duration = Duration::from_secs(30);
 /// `panic = "abort"` it is a crash, and the event is tried again.
 pub fn run<F>(handler: F) -> ExitCode
 where
-    F: Fn(&Event, &mut Context<'_>) -> Result<Output, HandlerError>,
+    F: Fn(&Event<'_>, &mut Context<'_>) -> Result<Output, HandlerError>,
 {
     run_from_env(|_| Function(handler))
 }

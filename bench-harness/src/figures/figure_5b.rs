@@ -82,10 +82,10 @@ fn rust_rows<'a>(
         local_one_way(cpus, n, Consumer::Asleep)
     });
     let futex = plan.case("futex wake", "floor", wakes, move |n| {
-        one_way(Bell::Futex, cores, n)
+        one_way(Bell::Futex, cores, SETTLE, n)
     });
     let pipe = plan.case("pipe", "floor", wakes, move |n| {
-        one_way(Bell::Pipe, cores, n)
+        one_way(Bell::Pipe, cores, SETTLE, n)
     });
     plan.near_block(&[pipe, futex, parked]);
     plan.ratio("5b.parked_over_futex.rust", parked, futex);

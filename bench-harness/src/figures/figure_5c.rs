@@ -103,14 +103,14 @@ fn rust(setting: &Setting<'_>, plan: &mut Plan<'_>) {
     let saturated = case("forked ahead, saturated", AHEAD, 0, Duration::ZERO);
     let large_demand = case("forked on demand", DEMAND, 64, large_pause);
     let large_ahead = case("forked ahead", AHEAD, 64, large_pause);
-    let wake = plan.case("floor: futex wake", "floor", events, |n| {
-        one_way(Bell::Futex, Cores::Anywhere, n)
+    let wake = plan.case("floor: futex wake", "floor", events, move |n| {
+        one_way(Bell::Futex, Cores::Anywhere, pause, n)
     });
     let one_core_pool = plan.case("pool, all on one core", "Rust", events, move |n| {
         on_one_core(|_| interactions(&rust_grain(POOL, 0)?, n, pause))
     });
-    let one_core_wake = plan.case("floor: futex wake, one core", "floor", events, |n| {
-        on_one_core(|core| one_way(Bell::Futex, Cores::Pinned([core, core]), n))
+    let one_core_wake = plan.case("floor: futex wake, one core", "floor", events, move |n| {
+        on_one_core(|core| one_way(Bell::Futex, Cores::Pinned([core, core]), pause, n))
     });
     let mut floor = |heap_mib: usize, series: &str, pause: Duration| {
         plan.case("floor: futex wake + fork", series, fewer, move |n| {

@@ -30,7 +30,8 @@ const SUBSTITUTIONS: [&str; 4] = [
     "overhead = request to answer minus the time inside the four handlers; in SAND 20.8 ms. The \
      requests are traced; the wait for the disk that only a traced answer has is taken off",
     "the floor is the sum of four bare forks, each of an interpreter with the grain's module \
-     loaded",
+     loaded; its children run the handlers in turn, so that the forks find the caches as the \
+     pipeline's do",
     "embedded global bus; one request at a time over a kept-alive connection",
 ];
 
@@ -106,19 +107,15 @@ fn paper_ns(case: &str, _: &str) -> Option<f64> {
     }
 }
 
-/// The sums of one bare fork of each grain's interpreter.
+/// The sums of one bare fork of each grain's interpreter, a photograph each.
 fn bare_forks(images: &Path, python: &Python, count: usize) -> Result<Samples, BenchError> {
-    let mut sums = vec![0; count];
-    for grain in GRAINS {
-        let module = images.join(format!("{grain}.py"));
-        let (module, number) = (module.to_string_lossy(), count.to_string());
-        let arguments = ["--bare", "--module", &module, "--count", &number];
-        let forks = python.list("fork_floor.py", &arguments)?;
-        for (sum, ns) in sums.iter_mut().zip(forks) {
-            *sum += ns;
-        }
-    }
-    Ok(sums.into_iter().collect())
+    let modules = GRAINS.map(|grain| images.join(format!("{grain}.py")).display().to_string());
+    let photo = images.join("photo.jpg").display().to_string();
+    let (count, pause) = (count.to_string(), PAUSE.as_millis().to_string());
+    let arguments = ["--photo", &photo, "--count", &count, "--pause-ms", &pause];
+    let modules = modules.iter().map(String::as_str);
+    let arguments: Vec<&str> = arguments.into_iter().chain(modules).collect();
+    python.latencies("pipeline_floor.py", &arguments)
 }
 
 /// One running pipeline.

@@ -5,7 +5,7 @@ use crate::clock::two_cpus;
 use crate::error::BenchError;
 use crate::probes::cache_line;
 use crate::probes::fork::{Heap, until_child_runs};
-use crate::probes::wake::{Bell, Cores, one_way};
+use crate::probes::wake::{Bell, Cores, SETTLE, one_way};
 use crate::report::Unit;
 use crate::rounds::Plan;
 
@@ -37,12 +37,12 @@ fn measure(setting: &Setting<'_>) -> Result<Parts, BenchError> {
     ] {
         cross.push(
             plan.case(&format!("{name}, cross core"), "floor", wakes, move |n| {
-                one_way(bell, Cores::Pinned(cpus), n)
+                one_way(bell, Cores::Pinned(cpus), SETTLE, n)
             }),
         );
         alike.push(
             plan.case(&format!("{name}, same core"), "floor", wakes, move |n| {
-                one_way(bell, Cores::Pinned(same), n)
+                one_way(bell, Cores::Pinned(same), SETTLE, n)
             }),
         );
     }

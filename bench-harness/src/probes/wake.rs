@@ -29,7 +29,7 @@ pub enum Bell {
     Pipe,
 }
 
-/// Time for the consumer to be asleep again after it acknowledged a message.
+/// Time for the consumer to be asleep again after it acknowledged a message: the least pause.
 pub const SETTLE: Duration = Duration::from_micros(150);
 
 const MESSAGE_BYTES: usize = 1024;
@@ -137,11 +137,17 @@ impl Cores {
     }
 }
 
-/// Latencies of `count` wake-ups, after ten that are not counted.
+/// Latencies of `count` wake-ups with a pause before each, after ten that are not counted. The
+/// longer the pause, the deeper the sleep of a core and the colder its caches.
 ///
 /// # Errors
 /// If a CPU cannot be used, the kernel refuses a part, or the sleeper dies or stays silent.
-pub fn one_way(bell: Bell, cores: Cores, count: usize) -> Result<Samples, BenchError> {
+pub fn one_way(
+    bell: Bell,
+    cores: Cores,
+    pause: Duration,
+    count: usize,
+) -> Result<Samples, BenchError> {
     const COLD: usize = 10;
     let turns = count + COLD;
     let everywhere = usable_cpus();
@@ -150,7 +156,7 @@ pub fn one_way(bell: Bell, cores: Cores, count: usize) -> Result<Samples, BenchE
     let ends = Ends::new(bell)?;
     let sleeper = fork(|| sleeper(&ends, &shared, &latencies, turns, cores))?;
     cores.pin(0)?;
-    let rung = ring_all(&ends, &shared, turns, cores);
+    let rung = ring_all(&ends, &shared, turns, cores, pause);
     unpin(&everywhere)?;
     rung?;
     match sleeper.wait()? {
@@ -172,14 +178,15 @@ fn ring_all(
     shared: &SharedWords,
     turns: usize,
     cores: Cores,
+    pause: Duration,
 ) -> Result<(), BenchError> {
     let sleeps = cores.producer_sleeps();
     let mut message = [7_u8; MESSAGE_BYTES];
     for turn in 1..=turn_number(turns) {
         if sleeps {
-            std::thread::sleep(SETTLE);
+            std::thread::sleep(pause);
         } else {
-            spin_for(SETTLE);
+            spin_for(pause);
         }
         ends.ring(shared, turn, &mut message)
             .map_err(|e| BenchError::os("ring", e.into()))?;

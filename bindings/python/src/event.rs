@@ -83,13 +83,18 @@ impl Event {
 }
 
 impl Event {
-    pub(crate) fn copied(py: Python<'_>, event: &sandpipe_grain::Event) -> Event {
-        Event {
-            data: PyBytes::new(py, event.data()).unbind(),
+    pub(crate) fn copied(py: Python<'_>, event: &sandpipe_grain::Event<'_>) -> PyResult<Event> {
+        let shared = event.shared_data();
+        let data = PyBytes::new_with(py, shared.len(), |bytes| {
+            shared.copy_to(bytes);
+            Ok(())
+        })?;
+        Ok(Event {
+            data: data.unbind(),
             id: event.id(),
             root: event.root(),
             attempt: event.attempt(),
-        }
+        })
     }
 }
 
@@ -116,10 +121,14 @@ impl Place {
 #[derive(Debug)]
 pub(crate) struct Context {
     place: Arc<Place>,
-    /// A key to pass to outside services, so that they do once what a handler asks for twice: the
-    /// same in every attempt of this event.
-    #[pyo3(get)]
-    idempotency_key: String,
+    key: Key,
+}
+
+/// Text only when somebody asks, as the ids of an event.
+#[derive(Debug)]
+enum Key {
+    Given(String),
+    Of(MessageId),
 }
 
 #[pymethods]
@@ -130,7 +139,19 @@ impl Context {
     fn new(app: String, grain: String, idempotency_key: String, next: Vec<String>) -> Context {
         Context {
             place: Arc::new(Place { app, grain, next }),
-            idempotency_key,
+            key: Key::Given(idempotency_key),
+        }
+    }
+
+    /// A key to pass to outside services, so that they do once what a handler asks for twice: the
+    /// same in every attempt of this event.
+    #[getter]
+    fn idempotency_key(&self) -> String {
+        match &self.key {
+            Key::Given(key) => key.clone(),
+            Key::Of(event) => {
+                sandpipe_grain::idempotency_key(&self.place.app, &self.place.grain, *event)
+            }
         }
     }
 
@@ -159,10 +180,10 @@ impl Context {
 }
 
 impl Context {
-    pub(crate) fn at(place: &Arc<Place>, context: &sandpipe_grain::Context<'_>) -> Context {
+    pub(crate) fn at(place: &Arc<Place>, event: MessageId) -> Context {
         Context {
             place: place.clone(),
-            idempotency_key: context.idempotency_key(),
+            key: Key::Of(event),
         }
     }
 }

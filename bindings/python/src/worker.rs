@@ -5,7 +5,10 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use pyo3::prelude::*;
+use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::PyBytes;
+use sandpipe::MessageId;
+use sandpipe::layout::INLINE_MAX;
 use sandpipe_grain::{Fork, HandlerError, Output, Runtime};
 
 use crate::event::{Context, Event, Place};
@@ -29,6 +32,9 @@ pub(crate) fn run_worker(py: Python<'_>, make_grain: Py<PyAny>) -> u8 {
     let is_exit = |&code: &u8| ExitCode::from(code) == exit;
     (0..=u8::MAX).find(is_exit).unwrap_or(1)
 }
+
+/// Bytes between two sizes of Python's allocator for small objects.
+const STEP: usize = 16;
 
 struct PythonRuntime {
     make_grain: Py<PyAny>,
@@ -69,16 +75,14 @@ impl Loaded {
     }
 
     /// The answer of a handler. Bytes, the common case, need no more Python.
-    fn output(&self, answer: &Bound<'_, PyAny>) -> PyResult<Output> {
-        if let Ok(data) = answer.cast_exact::<PyBytes>() {
-            return Ok(Output::from(data.as_bytes()));
-        }
+    fn output(&self, answer: Bound<'_, PyAny>) -> PyResult<Output> {
+        let answer = match answer.cast_into_exact::<PyBytes>() {
+            Ok(data) => return Ok(Output::from_owner(None, PyBackedBytes::from(data))),
+            Err(error) => error.into_inner(),
+        };
         let encoded = self.encode.bind(answer.py()).call1((answer,))?;
         let (data, to): (Bound<'_, PyBytes>, Option<String>) = encoded.extract()?;
-        Ok(match to {
-            Some(grain) => Output::to(grain, data.as_bytes()),
-            None => Output::from(data.as_bytes()),
-        })
+        Ok(Output::from_owner(to, PyBackedBytes::from(data)))
     }
 
     fn error(&self, py: Python<'_>, error: PyErr) -> HandlerError {
@@ -143,20 +147,29 @@ impl Runtime for PythonRuntime {
     }
 
     fn warm(&mut self) {
-        Python::attach(|py| report(py, self.loaded().warm.call0(py)));
+        Python::attach(|py| {
+            // Each size of small objects has a page of its own in Python's allocator.
+            let payloads: Vec<_> = (0..=INLINE_MAX + 2 * STEP)
+                .step_by(STEP)
+                .map(|len| PyBytes::new_with(py, len, |_| Ok(())))
+                .collect();
+            drop((payloads, Context::at(&self.place, MessageId::NONE)));
+            report(py, self.loaded().warm.call0(py));
+        });
     }
 
     fn handle(
         &mut self,
-        event: &sandpipe_grain::Event,
-        context: &mut sandpipe_grain::Context<'_>,
+        event: &sandpipe_grain::Event<'_>,
+        _context: &mut sandpipe_grain::Context<'_>,
     ) -> Result<Output, HandlerError> {
         Python::attach(|py| {
             let loaded = self.loaded();
-            let arguments = (Event::copied(py, event), Context::at(&self.place, context));
-            let answer = loaded.function.bind(py).call1(arguments);
+            let context = Context::at(&self.place, event.id());
+            let answer = Event::copied(py, event)
+                .and_then(|event| loaded.function.bind(py).call1((event, context)));
             answer
-                .and_then(|answer| loaded.output(&answer))
+                .and_then(|answer| loaded.output(answer))
                 .map_err(|error| loaded.error(py, error))
         })
     }

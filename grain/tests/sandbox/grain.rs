@@ -26,7 +26,11 @@ impl Runtime for Grain {
         Ok(())
     }
 
-    fn handle(&mut self, event: &Event, context: &mut Context<'_>) -> Result<Output, HandlerError> {
+    fn handle(
+        &mut self,
+        event: &Event<'_>,
+        context: &mut Context<'_>,
+    ) -> Result<Output, HandlerError> {
         let text = std::str::from_utf8(event.data())?;
         let (command, argument) = text.split_once(' ').unwrap_or((text, ""));
         let command = match command.strip_prefix("first:") {

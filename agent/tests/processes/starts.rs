@@ -94,6 +94,26 @@ fn a_data_directory_that_cannot_be_written_is_named() {
 }
 
 #[test]
+fn a_read_only_data_directory_is_named() {
+    if !is_root() {
+        eprintln!("SKIP a_read_only_data_directory_is_named: mounting a tmpfs needs root");
+        return;
+    }
+    let place = Place::chain(&["a"], "", "");
+    let data = place.path("data");
+    std::fs::create_dir(&data).unwrap();
+    let Some(mounted) = Mounted::tmpfs(&data, "ro") else {
+        eprintln!("SKIP a_read_only_data_directory_is_named: a tmpfs cannot be mounted here");
+        return;
+    };
+    let (code, words) = refused(place.command());
+    assert_eq!(code, 1);
+    assert_words(&words, &["data", "Read-only file system", "--data-dir"]);
+    drop(mounted);
+    place.assert_clean();
+}
+
+#[test]
 fn a_full_data_directory_is_503_for_what_must_be_durable_and_passes_when_there_is_room() {
     if !is_root() {
         eprintln!("SKIP a_full_data_directory…: mounting a small tmpfs needs root");
@@ -102,15 +122,10 @@ fn a_full_data_directory_is_503_for_what_must_be_durable_and_passes_when_there_i
     let place = Place::chain(&["a"], "", "");
     let data = place.path("data");
     std::fs::create_dir(&data).unwrap();
-    let mounted = Command::new("mount")
-        .args(["-t", "tmpfs", "-o", "mode=0755,size=1m", "sandpipe-test"])
-        .arg(&data)
-        .status();
-    if !mounted.is_ok_and(|status| status.success()) {
+    let Some(_mounted) = Mounted::tmpfs(&data, "size=1m") else {
         eprintln!("SKIP a_full_data_directory…: a tmpfs cannot be mounted here");
         return;
-    }
-    let _guard = Unmount(data.clone());
+    };
     let agent = place.start();
     std::fs::write(data.join("filler"), vec![0; 900 << 10]).unwrap();
     let asynchronous = [("prefer", "respond-async")];
@@ -135,9 +150,20 @@ fn a_full_data_directory_is_503_for_what_must_be_durable_and_passes_when_there_i
     agent.stop();
 }
 
-struct Unmount(std::path::PathBuf);
+/// A file system of this test's own, unmounted with it.
+struct Mounted(std::path::PathBuf);
 
-impl Drop for Unmount {
+impl Mounted {
+    fn tmpfs(at: &std::path::Path, option: &str) -> Option<Mounted> {
+        let mut command = Command::new("mount");
+        let options = format!("mode=0755,{option}");
+        command.args(["-t", "tmpfs", "-o", &options, "sandpipe-test"]);
+        let status = command.arg(at).status().ok()?;
+        status.success().then(|| Mounted(at.to_owned()))
+    }
+}
+
+impl Drop for Mounted {
     fn drop(&mut self) {
         let _ = Command::new("umount").arg("-l").arg(&self.0).status();
     }

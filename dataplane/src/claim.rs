@@ -6,7 +6,7 @@
 //! is acknowledged, and one stopped instance does not block its producer. Whoever dies in between
 //! leaves a word that names it.
 
-use core::mem::offset_of;
+use core::mem::{offset_of, size_of};
 
 use sandpipe_abi::layout::{
     FamilyHeader, InFlightEntry, InstanceSlot, LaneHead, OWNER_ORPHAN, SlotState,
@@ -70,13 +70,30 @@ pub struct Delivery {
     pub ack: Ack,
 }
 
+impl Default for Delivery {
+    /// No delivery: to be received into.
+    fn default() -> Delivery {
+        Delivery {
+            message: Message::EMPTY,
+            attempt: 0,
+            source: FamilyIndex::AGENT,
+            ack: Ack::NOTHING,
+        }
+    }
+}
+
 /// The receiving side of one instance slot.
 #[derive(Debug)]
 pub struct Claimer<M> {
     own: M,
     slot: SlotIndex,
     lanes: Vec<ClaimLane<M>>,
+    /// Offsets of the family's entries.
     entries: Vec<usize>,
+    /// The entry that this slot used last, where its next one is most likely free.
+    own_entry: usize,
+    /// Whether it has taken over the entry of a dead instance beside its own.
+    adopted: bool,
     started_at: usize,
     next_lane: usize,
     /// The attach epoch under which this process mapped its peers.
@@ -107,6 +124,8 @@ impl<M: Memory> Claimer<M> {
             entries: (0..layout.entries)
                 .map(|entry| layout.entry_at(entry))
                 .collect(),
+            own_entry: layout.entry_at(0),
+            adopted: false,
             started_at: state + offset_of!(SlotState, started_ns),
             next_lane: usize::from(slot.0),
             epoch: bus.epoch(),
@@ -119,20 +138,31 @@ impl<M: Memory> Claimer<M> {
     ///
     /// `now_ns` is stored as the time at which the slot started on the message.
     pub fn claim(&mut self, now_ns: impl Fn() -> u64) -> Option<Delivery> {
-        if let Some(delivery) = self.adopt_orphan(&now_ns) {
-            return Some(delivery);
+        let mut delivery = Delivery::default();
+        self.claim_into(now_ns, &mut delivery).then_some(delivery)
+    }
+
+    /// [`Claimer::claim`] into the caller's own delivery, see [`crate::Receiver::receive_into`];
+    /// false if there is no message.
+    #[inline(always)]
+    pub fn claim_into(&mut self, now_ns: impl Fn() -> u64, delivery: &mut Delivery) -> bool {
+        if self.adopt_orphan(&now_ns, delivery) {
+            return true;
         }
         let lanes = self.lanes.len();
-        for step in 0..lanes {
-            let lane = (self.next_lane + step) % lanes;
+        for _ in 0..lanes {
+            if self.next_lane >= lanes {
+                self.next_lane = 0;
+            }
+            let lane = self.next_lane;
+            self.next_lane += 1;
             while let Some((position, entry)) = self.claim_position(lane, &now_ns) {
-                self.next_lane = lane + 1;
-                if let Some(delivery) = self.copy_out(lane, position, entry) {
-                    return Some(delivery);
+                if self.copy_out(lane, position, entry, delivery) {
+                    return true;
                 }
             }
         }
-        None
+        false
     }
 
     /// Whether a claim would find something: what a parker checks last. Never changes anything.
@@ -143,6 +173,7 @@ impl<M: Memory> Claimer<M> {
     }
 
     /// The first position of a lane that nobody has claimed and that holds a message.
+    #[inline(always)]
     fn next_claimable(&self, lane: usize) -> Option<(u64, u64)> {
         let ClaimLane {
             head_at,
@@ -172,9 +203,10 @@ impl<M: Memory> Claimer<M> {
     }
 
     /// Claims a position of a lane for this slot, together with an entry to copy it into.
-    fn claim_position(&self, lane: usize, now_ns: &impl Fn() -> u64) -> Option<(u64, usize)> {
+    #[inline(always)]
+    fn claim_position(&mut self, lane: usize, now_ns: &impl Fn() -> u64) -> Option<(u64, usize)> {
         let (mut position, mut seen) = self.next_claimable(lane)?;
-        let entry = self.own_entry()?;
+        let entry = self.free_entry()?;
         self.own
             .word(self.started_at)
             .store(now_ns(), Ordering::Relaxed);
@@ -206,13 +238,14 @@ impl<M: Memory> Claimer<M> {
     }
 
     /// Copies a claimed message into the entry and lets the lane go on.
-    fn copy_out(&self, lane: usize, position: u64, entry: usize) -> Option<Delivery> {
+    #[inline(always)]
+    fn copy_out(&self, lane: usize, position: u64, entry: usize, delivery: &mut Delivery) -> bool {
         let ClaimLane {
             source,
             head_at,
             reader,
         } = &self.lanes[lane];
-        let reader = reader.as_ref()?;
+        let Some(reader) = reader else { return false };
         let words = reader.read(position);
         let key = entry_key(lane, position);
         let message_at = entry + offset_of!(InFlightEntry, message);
@@ -239,45 +272,48 @@ impl<M: Memory> Claimer<M> {
         // both miss the other's mark, or nobody moves the head over both.
         full_fence();
         advance_head(&self.own, *head_at, reader.mask());
-        self.delivery(*source, entry, key, &words, 1)
+        delivery.source = *source;
+        delivery.attempt = 1;
+        self.fill(delivery, entry, key, &words)
     }
 
-    /// A checked delivery; a message that is none is acknowledged on the spot, since nobody can
-    /// handle it.
-    fn delivery(
-        &self,
-        source: FamilyIndex,
-        entry: usize,
-        key: u64,
-        words: &MessageWords,
-        attempt: u64,
-    ) -> Option<Delivery> {
-        let index = self.entries.iter().position(|&at| at == entry)?;
-        let ack = ack_of_entry(index, entry, key);
-        let Some(message) = Message::from_words(words) else {
-            self.own.word(ack.word_at).store(0, Ordering::Release);
-            return None;
-        };
-        Some(Delivery {
-            message,
-            attempt: attempt as u16,
-            source,
-            ack,
-        })
+    /// Checks a message; one that is none is acknowledged on the spot, since nobody can handle it.
+    #[inline(always)]
+    fn fill(&self, delivery: &mut Delivery, entry: usize, key: u64, words: &MessageWords) -> bool {
+        let index = (entry - self.entries[0]) / size_of::<InFlightEntry>();
+        delivery.ack = ack_of_entry(index, entry, key);
+        let sound = delivery.message.parse(words);
+        if !sound {
+            self.own
+                .word(delivery.ack.word_at)
+                .store(0, Ordering::Release);
+        }
+        sound
     }
 
     /// An entry of this slot that holds no message; takes a free one if the slot has none.
-    fn own_entry(&self) -> Option<usize> {
-        let mine = u64::from(self.slot.0) + 1;
-        let key_at = offset_of!(InFlightEntry, key);
-        let owned = self.entries.iter().find(|&&at| {
-            let (owner, _) = split_owner(self.owner(at).load(Ordering::Relaxed));
-            owner == mine && self.own.word(at + key_at).load(Ordering::Relaxed) == 0
-        });
-        owned.copied().or_else(|| {
-            let free = self.entries.iter().copied();
-            free.into_iter().find(|&at| {
-                let taken = owner_word(mine, 1);
+    #[inline(always)]
+    fn free_entry(&mut self) -> Option<usize> {
+        if !self.is_own_and_free(self.own_entry) {
+            self.own_entry = self.find_entry()?;
+        }
+        Some(self.own_entry)
+    }
+
+    #[inline(always)]
+    fn is_own_and_free(&self, entry: usize) -> bool {
+        let (owner, _) = split_owner(self.owner(entry).load(Ordering::Relaxed));
+        owner == u64::from(self.slot.0) + 1
+            && self.entry_word(entry, offset_of!(InFlightEntry, key)) == 0
+    }
+
+    #[cold]
+    fn find_entry(&self) -> Option<usize> {
+        let mut entries = self.entries.iter().copied();
+        let owned = entries.clone().find(|&at| self.is_own_and_free(at));
+        owned.or_else(|| {
+            entries.find(|&at| {
+                let taken = owner_word(u64::from(self.slot.0) + 1, 1);
                 let word = self.owner(at);
                 word.load(Ordering::Relaxed) == 0
                     && word
@@ -288,10 +324,13 @@ impl<M: Memory> Claimer<M> {
     }
 
     /// Takes over a message whose instance died.
-    fn adopt_orphan(&self, now_ns: &impl Fn() -> u64) -> Option<Delivery> {
-        if self.orphans().load(Ordering::Relaxed) == 0 {
-            return None;
-        }
+    #[inline(always)]
+    fn adopt_orphan(&mut self, now_ns: &impl Fn() -> u64, delivery: &mut Delivery) -> bool {
+        self.orphans().load(Ordering::Relaxed) != 0 && self.adopt(now_ns, delivery)
+    }
+
+    #[cold]
+    fn adopt(&mut self, now_ns: &impl Fn() -> u64, delivery: &mut Delivery) -> bool {
         // Before the scan: an orphan that appears later sets the hint again.
         // SYNC(orphans): Acquire pairs with the recoverer's Release: its orphan is seen below.
         self.orphans().swap(0, Ordering::AcqRel);
@@ -316,13 +355,18 @@ impl<M: Memory> Claimer<M> {
         if left {
             self.orphans().store(1, Ordering::Release); // there may be more
         }
-        let entry = entry?;
+        let Some(entry) = entry else { return false };
+        self.adopted = true;
         let key = self.entry_word(entry, offset_of!(InFlightEntry, key));
         let message_at = entry + offset_of!(InFlightEntry, message);
         let words = read_words(&self.own, message_at);
         let (_, attempt) = split_owner(self.owner(entry).load(Ordering::Relaxed));
-        let source = self.lanes.get((key >> 48) as usize)?.source;
-        self.delivery(source, entry, key, &words, attempt)
+        let Some(lane) = self.lanes.get((key >> 48) as usize) else {
+            return false;
+        };
+        delivery.source = lane.source;
+        delivery.attempt = attempt as u16;
+        self.fill(delivery, entry, key, &words)
     }
 
     /// Whether this process maps the publisher of an entry's message, and as newly as whoever took
@@ -339,19 +383,24 @@ impl<M: Memory> Claimer<M> {
     }
 
     /// After the acknowledgement: the slot is idle, and an adopted entry is free for others.
-    pub fn finish(&self) {
+    #[inline]
+    pub fn finish(&mut self) {
         self.own.word(self.started_at).store(0, Ordering::Relaxed);
-        let mine = u64::from(self.slot.0) + 1;
-        let key_at = offset_of!(InFlightEntry, key);
+        if core::mem::take(&mut self.adopted) {
+            self.give_back_entries();
+        }
+    }
+
+    /// Keeps one entry without a message, as new, and frees the others.
+    #[cold]
+    fn give_back_entries(&self) {
         let mut kept = false;
-        for &at in &self.entries {
-            let word = self.owner(at).load(Ordering::Relaxed);
-            if split_owner(word).0 != mine
-                || self.own.word(at + key_at).load(Ordering::Relaxed) != 0
-            {
-                continue;
-            }
-            let next = if kept { 0 } else { owner_word(mine, 1) };
+        for &at in self.entries.iter().filter(|&&at| self.is_own_and_free(at)) {
+            let next = if kept {
+                0
+            } else {
+                owner_word(u64::from(self.slot.0) + 1, 1)
+            };
             self.owner(at).store(next, Ordering::Release);
             kept = true;
         }
@@ -367,6 +416,7 @@ impl<M: Memory> Claimer<M> {
 }
 
 /// Moves the head of a lane over the prefix that was copied out; every instance helps.
+#[inline]
 pub(crate) fn advance_head(own: &impl Memory, head_at: usize, mask: u64) {
     let word = own.word(head_at + offset_of!(LaneHead, head));
     let mut head = word.load(Ordering::Acquire);

@@ -4,10 +4,11 @@
 //! holds the whole intent and one store makes it a fact. The order of stores is the protocol; see
 //! [`Instance::commit`]. [`crate::recover`] carries out what a dead instance had committed.
 
-use core::mem::offset_of;
+use core::mem::{offset_of, size_of};
 
 use sandpipe_abi::layout::{
-    ACK_CURSOR, ACK_ENTRY, CommitLine, ITEMS_MAX, InFlightEntry, InstanceSlot, LaneHead, SlotState,
+    ACK_CURSOR, ACK_ENTRY, CommitLine, INLINE_MAX, ITEMS_MAX, InFlightEntry, InstanceSlot,
+    LaneHead, SlotState,
 };
 
 use crate::bell::Bell;
@@ -15,8 +16,8 @@ use crate::bus::Bus;
 use crate::chunk::{Holder, Loan, LoanError, Pool, join_item};
 use crate::lane::LaneWriter;
 use crate::memory::Memory;
-use crate::message::{Body, Kind, Message, MessageHeader, TraceStamps};
-use crate::sync::{Ordering, fence, full_fence, kill_point};
+use crate::message::{Kind, MessageHeader, TraceStamps};
+use crate::sync::{AtomicU64, Ordering, fence, full_fence, kill_point};
 use crate::topology::{FamilyIndex, SlotIndex};
 
 /// What a commit acknowledges.
@@ -182,6 +183,7 @@ impl<M: Memory> Instance<M> {
     ///
     /// # Errors
     /// [`StageError`]; call [`Instance::discard`] to drop what was staged before.
+    #[inline(always)]
     pub fn stage(
         &mut self,
         queue: FamilyIndex,
@@ -199,22 +201,11 @@ impl<M: Memory> Instance<M> {
             self.bells[target].ring_if_parked();
             return Err(StageError::Full(queue.0));
         }
-        let (len, body) = match payload {
-            Payload::Inline(bytes) => (bytes.len(), inline_body(bytes)?),
-            Payload::Loaned(loan) => (
-                loan.len(),
-                Body::Chunk {
-                    chunk: loan.chunk,
-                    trace,
-                },
-            ),
+        let words = match payload {
+            Payload::Inline(bytes) => header.with_inline(bytes.len() as u32, &inline_words(bytes)?),
+            Payload::Loaned(loan) => header.with_chunk(loan.len, loan.chunk, &trace),
         };
-        let message = Message {
-            header: *header,
-            len: len as u32,
-            body,
-        };
-        let position = self.lanes[target].stage(&message.to_words());
+        let position = self.lanes[target].stage(&words);
         if let Payload::Loaned(loan) = payload {
             let earlier = self
                 .staged_chunks
@@ -252,17 +243,15 @@ impl<M: Memory> Instance<M> {
     /// caller dies before the commit word, nothing happened and its input is delivered again; if
     /// it dies after, recovery of its slot carries out the rest.
     pub fn commit(&mut self, ack: Ack) {
-        let line = self.slot_at + offset_of!(InstanceSlot, commit);
+        self.sequence += 1;
         kill_point();
-        self.write_intent(line, ack);
+        self.write_intent(ack);
         kill_point();
         // The one word: from here on everything below happens, by this process or by recovery.
-        self.own
-            .word(line + offset_of!(CommitLine, commit))
-            .store(self.sequence, Ordering::Release);
+        self.line()[offset_of!(CommitLine, commit) / 8].store(self.sequence, Ordering::Release);
         kill_point();
-        for chunk in self.staged_chunks.drain(..) {
-            self.pool.publish(chunk);
+        if !self.staged_chunks.is_empty() {
+            self.publish_chunks();
         }
         for &Item { target, .. } in &self.items {
             self.lanes[target].stamp_next();
@@ -283,29 +272,39 @@ impl<M: Memory> Instance<M> {
         self.items.clear();
     }
 
+    fn publish_chunks(&mut self) {
+        for chunk in self.staged_chunks.drain(..) {
+            self.pool.publish(chunk);
+        }
+    }
+
     /// Writes the record of the commit under a new sequence number. The number goes first, so that
     /// the previous record is void before it is overwritten.
-    fn write_intent(&mut self, line: usize, ack: Ack) {
-        self.sequence += 1;
-        let own = &self.own;
-        own.word(line + offset_of!(CommitLine, seq))
-            .store(self.sequence, Ordering::Relaxed);
+    fn write_intent(&self, ack: Ack) {
+        let line = self.line();
+        let set = |field: usize, value: u64| line[field / 8].store(value, Ordering::Relaxed);
+        set(offset_of!(CommitLine, seq), self.sequence);
         // SYNC(intent): keeps the number in front of the items; recovery reads after the death.
         fence(Ordering::Release);
         kill_point();
-        own.word(line + offset_of!(CommitLine, count))
-            .store(self.items.len() as u64, Ordering::Relaxed);
-        own.word(line + offset_of!(CommitLine, ack_at))
-            .store(ack.at, Ordering::Relaxed);
-        own.word(line + offset_of!(CommitLine, ack_key))
-            .store(ack.key, Ordering::Relaxed);
+        set(offset_of!(CommitLine, count), self.items.len() as u64);
+        set(offset_of!(CommitLine, ack_at), ack.at);
+        set(offset_of!(CommitLine, ack_key), ack.key);
         for (index, item) in self.items.iter().enumerate() {
             let &Item {
                 target, position, ..
             } = item;
-            own.word(item_at(self.slot_at, index))
+            self.own
+                .word(item_at(self.slot_at, index))
                 .store(join_item(target, position), Ordering::Relaxed);
         }
+    }
+
+    /// The commit record, by words.
+    #[inline(always)]
+    fn line(&self) -> &[AtomicU64; size_of::<CommitLine>() / 8] {
+        self.own
+            .array(self.slot_at + offset_of!(InstanceSlot, commit))
     }
 
     fn acknowledge(&self, ack: Ack) {
@@ -358,13 +357,23 @@ pub(crate) fn ack_of_cursor(lane: usize, head_at: usize, position: u64) -> Ack {
     }
 }
 
-fn inline_body(bytes: &[u8]) -> Result<Body, StageError> {
-    let mut padded = [0; 64];
-    padded
-        .get_mut(..bytes.len())
-        .ok_or(StageError::NotInline(bytes.len()))?
-        .copy_from_slice(bytes);
-    Ok(Body::Inline(core::array::from_fn(|index| {
-        u64::from_le_bytes(padded[index * 8..][..8].try_into().expect("eight bytes"))
-    })))
+/// The words of an inline payload. Word by word: whoever wrote the bytes a moment ago did so too,
+/// and a wider load would wait for its stores.
+#[inline(always)]
+fn inline_words(bytes: &[u8]) -> Result<[u64; INLINE_MAX / 8], StageError> {
+    let mut padded = [0; INLINE_MAX];
+    let full: &[u8; INLINE_MAX] = match bytes.try_into() {
+        Ok(full) => full,
+        Err(_) => {
+            padded
+                .get_mut(..bytes.len())
+                .ok_or(StageError::NotInline(bytes.len()))?
+                .copy_from_slice(bytes);
+            &padded
+        }
+    };
+    let (words, _) = full.as_chunks::<8>();
+    Ok(core::array::from_fn(|index| {
+        u64::from_le_bytes(words[index])
+    }))
 }

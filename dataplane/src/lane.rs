@@ -24,8 +24,8 @@ pub(crate) struct LaneWriter<M> {
     head_seen: u64,
     /// Next position to stamp.
     pos: u64,
-    /// Positions staged behind `pos`.
-    staged: u64,
+    /// Next position to stage; those from `pos` on are staged.
+    next: u64,
 }
 
 impl<M: Memory> LaneWriter<M> {
@@ -48,7 +48,7 @@ impl<M: Memory> LaneWriter<M> {
             head_at,
             head_seen: 0,
             pos,
-            staged: 0,
+            next: pos,
         }
     }
 
@@ -56,7 +56,7 @@ impl<M: Memory> LaneWriter<M> {
     /// own slots only, never leave its own memory.
     #[inline]
     pub(crate) fn has_room(&mut self) -> bool {
-        let next = self.pos + self.staged + 1;
+        let next = self.next + 1;
         if next.wrapping_sub(self.head_seen) <= self.mask + 1 {
             return true;
         }
@@ -71,22 +71,21 @@ impl<M: Memory> LaneWriter<M> {
     /// Writes a message behind the staged ones; invisible, since the stamp is not touched.
     #[inline]
     pub(crate) fn stage(&mut self, message: &MessageWords) -> u64 {
-        let position = self.pos + self.staged;
+        let position = self.next;
         let at = slot_at(self.slots_at, self.mask, position) + offset_of!(LaneSlot, id);
         write_words(&self.own, at, message);
-        self.staged += 1;
+        self.next += 1;
         position
     }
 
     /// Makes the oldest staged message visible.
     #[inline]
     pub(crate) fn stamp_next(&mut self) {
-        debug_assert!(self.staged > 0);
+        debug_assert!(self.pos < self.next);
         let at = slot_at(self.slots_at, self.mask, self.pos);
         // SYNC(stamp): Release pairs with the reader's Acquire: it sees the whole message.
         self.own.word(at).store(self.pos + 1, Ordering::Release);
         self.pos += 1;
-        self.staged -= 1;
     }
 
     /// Records the position for the next holder of the slot.
@@ -99,7 +98,7 @@ impl<M: Memory> LaneWriter<M> {
 
     /// Forgets what was staged and not stamped.
     pub(crate) fn discard_staged(&mut self) {
-        self.staged = 0;
+        self.next = self.pos;
     }
 }
 

@@ -7,12 +7,32 @@ use crate::sync::{AtomicU64, Ordering};
 
 /// A run of words that one process may write and others read. Offsets are bytes, 8-aligned.
 pub trait Memory: Clone {
+    /// A run of words from a byte offset, its place checked once.
+    ///
+    /// # Panics
+    /// If the words do not all lie inside the memory or are not aligned: the offset did not come
+    /// from a checked [`crate::Topology`].
+    fn words(&self, offset: usize, count: usize) -> &[AtomicU64];
+
     /// The word at a byte offset.
     ///
     /// # Panics
-    /// If the word does not lie inside the memory or is not aligned: the offset did not come from
-    /// a checked [`crate::Topology`].
-    fn word(&self, offset: usize) -> &AtomicU64;
+    /// As [`Memory::words`].
+    #[inline(always)]
+    fn word(&self, offset: usize) -> &AtomicU64 {
+        &self.words(offset, 1)[0]
+    }
+
+    /// A run of `N` words.
+    ///
+    /// # Panics
+    /// As [`Memory::words`].
+    #[inline(always)]
+    fn array<const N: usize>(&self, offset: usize) -> &[AtomicU64; N] {
+        self.words(offset, N)
+            .try_into()
+            .expect("as many words as asked for")
+    }
 
     /// Bytes of the memory.
     fn len(&self) -> usize;
@@ -20,16 +40,6 @@ pub trait Memory: Clone {
     /// Whether the memory has no words at all.
     fn is_empty(&self) -> bool {
         self.len() == 0
-    }
-
-    /// A run of words from a byte offset. An implementation that checks the run once makes copies
-    /// of payloads several times faster.
-    ///
-    /// # Panics
-    /// If the words do not all lie inside the memory, or are not aligned.
-    #[inline]
-    fn words(&self, offset: usize, count: usize) -> impl Iterator<Item = &AtomicU64> {
-        (0..count).map(move |index| self.word(offset + index * 8))
     }
 
     /// Copies `bytes.len()` bytes from `offset` out, word by word.
@@ -91,7 +101,7 @@ impl HeapMemory {
 
 impl Memory for HeapMemory {
     #[inline]
-    fn word(&self, offset: usize) -> &AtomicU64 {
+    fn words(&self, offset: usize, count: usize) -> &[AtomicU64] {
         assert!(
             offset.is_multiple_of(8),
             "word offset {offset} is not a multiple of 8"
@@ -101,7 +111,7 @@ impl Memory for HeapMemory {
         } else {
             0
         };
-        &self.words[(offset - gap) / 8]
+        &self.words[(offset - gap) / 8..][..count]
     }
 
     fn len(&self) -> usize {

@@ -1,7 +1,9 @@
 //! An event message as it lies in a lane: a header of eight words and eight words of payload.
 
+use core::mem::offset_of;
 use sandpipe_abi::MessageId;
-use sandpipe_abi::layout::INLINE_MAX;
+
+use sandpipe_abi::layout::{INLINE_MAX, LaneSlot};
 
 use crate::memory::Memory;
 use crate::sync::Ordering;
@@ -121,6 +123,42 @@ impl MessageHeader {
             failure: FailureCode::Other,
         }
     }
+
+    /// The words of a message that carries its payload itself.
+    #[inline(always)]
+    pub(crate) fn with_inline(&self, len: u32, payload: &[u64; INLINE_MAX / 8]) -> MessageWords {
+        let mut words = [0; 15];
+        self.put(len, 0, &mut words);
+        words[PAYLOAD..PARENT].copy_from_slice(payload);
+        words
+    }
+
+    /// The words of a message whose payload lies in a chunk.
+    #[inline(always)]
+    pub(crate) fn with_chunk(&self, len: u32, chunk: u32, trace: &TraceStamps) -> MessageWords {
+        let mut words = [0; 15];
+        self.put(len, FLAG_CHUNK, &mut words);
+        words[PAYLOAD] = u64::from(chunk);
+        words[PAYLOAD + 1] = trace.taken_ns;
+        words[PAYLOAD + 2] = trace.started_ns;
+        words[PAYLOAD + 3] = trace.ended_ns;
+        words[PAYLOAD + 4] = trace.published_ns;
+        words
+    }
+
+    #[inline(always)]
+    fn put(&self, len: u32, flags: u64, words: &mut MessageWords) {
+        let last = if self.last { FLAG_LAST } else { 0 };
+        let traced = if self.traced { FLAG_TRACED } else { 0 };
+        words[0..2].copy_from_slice(&self.id.words());
+        words[2..4].copy_from_slice(&self.root.words());
+        words[PARENT..].copy_from_slice(&self.parent.words());
+        words[META] = u64::from(len)
+            | self.kind.code() << 32
+            | u64::from(self.queue.0 & 0xff) << 40
+            | (flags | last | traced) << 48
+            | self.failure.code() << 56;
+    }
 }
 
 /// When a traced message passed each step: nanoseconds of `CLOCK_MONOTONIC`, 0 = not passed.
@@ -164,32 +202,35 @@ pub struct Message {
 /// Words of a message without its stamp, as a lane slot and an in-flight entry hold them.
 pub(crate) type MessageWords = [u64; 15];
 
-/// The words of a message that are copied into and out of shared memory: all of them; in a loom
-/// model three, which are enough to see a torn message in a reasonable number of schedules.
-pub(crate) const SHARED_WORDS: &[usize] = if cfg!(loom) {
-    &[0, 6, 7]
-} else {
-    &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14]
-};
+/// Where in [`MessageWords`] the fields of a lane slot are, behind id and root.
+const META: usize = (offset_of!(LaneSlot, meta) - offset_of!(LaneSlot, id)) / 8;
+const PAYLOAD: usize = (offset_of!(LaneSlot, payload) - offset_of!(LaneSlot, id)) / 8;
+const PARENT: usize = (offset_of!(LaneSlot, parent) - offset_of!(LaneSlot, id)) / 8;
 
 /// Reads a message's words from memory at `at`.
-#[inline]
+#[inline(always)]
 pub(crate) fn read_words(memory: &impl Memory, at: usize) -> MessageWords {
-    let mut words = [0; 15];
-    for &index in SHARED_WORDS {
-        words[index] = memory.word(at + index * 8).load(Ordering::Relaxed);
-    }
-    words
+    let shared = memory.array::<15>(at);
+    core::array::from_fn(|index| match is_shared(index) {
+        true => shared[index].load(Ordering::Relaxed),
+        false => 0,
+    })
 }
 
 /// Writes a message's words to memory at `at`.
-#[inline]
+#[inline(always)]
 pub(crate) fn write_words(memory: &impl Memory, at: usize, words: &MessageWords) {
-    for &index in SHARED_WORDS {
-        memory
-            .word(at + index * 8)
-            .store(words[index], Ordering::Relaxed);
+    let shared = memory.array::<15>(at);
+    for index in (0..15).filter(|&index| is_shared(index)) {
+        shared[index].store(words[index], Ordering::Relaxed);
     }
+}
+
+/// Whether a word of a message is copied into and out of shared memory: all are; in a loom model
+/// three, which are enough to see a torn message in a reasonable number of schedules.
+#[inline(always)]
+const fn is_shared(index: usize) -> bool {
+    !cfg!(loom) || matches!(index, 0 | META | PAYLOAD)
 }
 
 const FLAG_CHUNK: u64 = 1;
@@ -197,73 +238,68 @@ const FLAG_LAST: u64 = 2;
 const FLAG_TRACED: u64 = 4;
 
 impl Message {
+    /// No message: to be parsed into.
+    pub(crate) const EMPTY: Message = Message {
+        header: MessageHeader::event(
+            MessageId::NONE,
+            MessageId::NONE,
+            MessageId::NONE,
+            FamilyIndex::AGENT,
+        ),
+        len: 0,
+        body: Body::Inline([0; INLINE_MAX / 8]),
+    };
+
+    #[cfg(test)]
     pub(crate) fn to_words(self) -> MessageWords {
-        let header = &self.header;
-        let mut flags = 0;
-        let mut words = [0; 15];
         match self.body {
-            Body::Inline(payload) => words[7..].copy_from_slice(&payload),
-            Body::Chunk { chunk, trace } => {
-                flags |= FLAG_CHUNK;
-                words[7] = u64::from(chunk);
-                words[8..12].copy_from_slice(&[
-                    trace.taken_ns,
-                    trace.started_ns,
-                    trace.ended_ns,
-                    trace.published_ns,
-                ]);
-            }
+            Body::Inline(payload) => self.header.with_inline(self.len, &payload),
+            Body::Chunk { chunk, trace } => self.header.with_chunk(self.len, chunk, &trace),
         }
-        flags |= if header.last { FLAG_LAST } else { 0 };
-        flags |= if header.traced { FLAG_TRACED } else { 0 };
-        words[0..2].copy_from_slice(&header.id.words());
-        words[2..4].copy_from_slice(&header.root.words());
-        words[4..6].copy_from_slice(&header.parent.words());
-        words[6] = u64::from(self.len)
-            | header.kind.code() << 32
-            | u64::from(header.queue.0 & 0xff) << 40
-            | flags << 48
-            | header.failure.code() << 56;
-        words
     }
 
     /// Parses words that another process wrote; `None` if they are no message.
     pub(crate) fn from_words(words: &MessageWords) -> Option<Message> {
-        let meta = words[6];
+        let mut message = Message::EMPTY;
+        message.parse(words).then_some(message)
+    }
+
+    /// Parses words that another process wrote into this message; false if they are none, and the
+    /// message is then of no use. In place: a message is large, and the processor waits when it
+    /// copies in wide steps what was just written in narrow ones.
+    #[inline(always)]
+    pub(crate) fn parse(&mut self, words: &MessageWords) -> bool {
+        let meta = words[META];
         let flags = meta >> 48 & 0xff;
-        let len = (meta & 0xffff_ffff) as u32;
-        let body = if flags & FLAG_CHUNK != 0 {
-            let trace = TraceStamps {
-                taken_ns: words[8],
-                started_ns: words[9],
-                ended_ns: words[10],
-                published_ns: words[11],
-            };
-            Body::Chunk {
-                chunk: u32::try_from(words[7]).ok()?,
-                trace,
-            }
-        } else {
-            if len as usize > INLINE_MAX {
-                return None;
-            }
-            Body::Inline(
-                words[7..]
-                    .try_into()
-                    .expect("eight words follow the header"),
-            )
+        let Some(kind) = Kind::from_code(meta >> 32 & 0xff) else {
+            return false;
         };
-        let header = MessageHeader {
-            id: MessageId::from_words([words[0], words[1]]),
-            root: MessageId::from_words([words[2], words[3]]),
-            parent: MessageId::from_words([words[4], words[5]]),
-            kind: Kind::from_code(meta >> 32 & 0xff)?,
-            queue: FamilyIndex((meta >> 40 & 0xff) as u16),
-            last: flags & FLAG_LAST != 0,
-            traced: flags & FLAG_TRACED != 0,
-            failure: FailureCode::from_code(meta >> 56),
+        self.len = (meta & 0xffff_ffff) as u32;
+        let header = &mut self.header;
+        header.id = MessageId::from_words([words[0], words[1]]);
+        header.root = MessageId::from_words([words[2], words[3]]);
+        header.parent = MessageId::from_words([words[PARENT], words[PARENT + 1]]);
+        header.kind = kind;
+        header.queue = FamilyIndex((meta >> 40 & 0xff) as u16);
+        header.last = flags & FLAG_LAST != 0;
+        header.traced = flags & FLAG_TRACED != 0;
+        header.failure = FailureCode::from_code(meta >> 56);
+        if flags & FLAG_CHUNK == 0 {
+            let payload = core::array::from_fn(|index| words[PAYLOAD + index]);
+            self.body = Body::Inline(payload);
+            return self.len as usize <= INLINE_MAX;
+        }
+        let Ok(chunk) = u32::try_from(words[PAYLOAD]) else {
+            return false;
         };
-        Some(Message { header, len, body })
+        let trace = TraceStamps {
+            taken_ns: words[PAYLOAD + 1],
+            started_ns: words[PAYLOAD + 2],
+            ended_ns: words[PAYLOAD + 3],
+            published_ns: words[PAYLOAD + 4],
+        };
+        self.body = Body::Chunk { chunk, trace };
+        true
     }
 }
 
@@ -324,7 +360,7 @@ mod tests {
             body: Body::Inline([0; 8]),
         }
         .to_words();
-        words[6] += 1; // 65 bytes cannot be inline
+        words[META] += 1; // 65 bytes cannot be inline
         assert_eq!(Message::from_words(&words), None);
     }
 
@@ -346,12 +382,12 @@ mod tests {
             0x0102_0304_0506_0708,
             2,
             0,
-            3,
-            0,
             0x0600_0401_0000_0008,
             5,
         ];
-        assert_eq!(words.to_words()[..8], golden);
+        let words = words.to_words();
+        assert_eq!(words[..6], golden);
+        assert_eq!(words[13..], [3, 0]);
     }
 
     #[test]

@@ -66,6 +66,8 @@ pub fn check_sealed(fd: impl AsFd, bytes: usize) -> io::Result<()> {
 pub struct Mapping {
     base: NonNull<u8>,
     len: usize,
+    /// Whole words in `len`.
+    words: usize,
     writable: bool,
     _region: Arc<Region>,
 }
@@ -120,6 +122,7 @@ impl Mapping {
         let mapping = Mapping {
             base,
             len,
+            words: len / 8,
             writable,
             _region: region,
         };
@@ -191,35 +194,43 @@ impl Mapping {
     }
 }
 
+/// The index of the word at an offset. That of a misaligned offset is beyond every mapping, since
+/// its low bits become the highest: one comparison checks both.
+#[inline(always)]
+fn word_index(offset: usize) -> usize {
+    offset.rotate_right(3)
+}
+
+#[cold]
+#[inline(never)]
+fn outside(offset: usize, count: usize) -> ! {
+    panic!("no {count} words at {offset}");
+}
+
 impl Memory for Mapping {
     #[inline(always)]
-    fn word(&self, offset: usize) -> &AtomicU64 {
-        assert!(
-            offset + 8 <= self.len && offset.is_multiple_of(8),
-            "no word at {offset}"
-        );
+    fn words(&self, offset: usize, count: usize) -> &[AtomicU64] {
+        let first = word_index(offset);
+        if first > self.words || count > self.words - first {
+            outside(offset, count);
+        }
         // SAFETY: in bounds and aligned (a mapping starts on a page). The file cannot shrink: it
         // is sealed, or its only other writer is this process's guardian. The kernel and other
-        // processes access the word atomically.
-        unsafe { AtomicU64::from_ptr(self.base.as_ptr().add(offset).cast()) }
+        // processes access the words atomically.
+        unsafe { core::slice::from_raw_parts(self.base.cast().add(first).as_ptr(), count) }
+    }
+
+    #[inline(always)]
+    fn word(&self, offset: usize) -> &AtomicU64 {
+        let index = word_index(offset);
+        if index >= self.words {
+            outside(offset, 1);
+        }
+        // SAFETY: as above, for one word.
+        unsafe { self.base.cast::<AtomicU64>().add(index).as_ref() }
     }
 
     fn len(&self) -> usize {
         self.len
-    }
-
-    fn words(&self, offset: usize, count: usize) -> impl Iterator<Item = &AtomicU64> {
-        let end = count
-            .checked_mul(8)
-            .and_then(|bytes| offset.checked_add(bytes));
-        assert!(
-            end.is_some_and(|end| end <= self.len) && offset.is_multiple_of(8),
-            "no {count} words at {offset}"
-        );
-        // SAFETY: as `word`, for a run of words that lies inside the mapping as a whole.
-        unsafe {
-            core::slice::from_raw_parts(self.base.as_ptr().add(offset).cast::<AtomicU64>(), count)
-        }
-        .iter()
     }
 }

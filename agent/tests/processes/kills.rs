@@ -1,6 +1,6 @@
 //! SIGKILL at every level, while a request is in the hands of who is killed.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::harness::{Place, kill, until};
 
@@ -191,6 +191,9 @@ fn a_hang_up_signal_and_a_client_that_hangs_up_change_nothing() {
 
 #[test]
 fn random_kills_of_instances_under_load_lose_nothing() {
+    // With --full for a minute.
+    let full = std::env::var_os("SANDPIPE_FULL").is_some();
+    let end = Instant::now() + Duration::from_secs(if full { 60 } else { 0 });
     let place = Place::chain(&["a", "b", "c"], "max_attempts = 50", "");
     let agent = place.start();
     let workers: Vec<u32> = ["a", "b", "c"]
@@ -215,11 +218,14 @@ fn random_kills_of_instances_under_load_lose_nothing() {
             .map(|caller| {
                 let agent = &agent;
                 scope.spawn(move || {
-                    for number in 0..100 {
+                    let mut number = 0;
+                    while number < 100 || Instant::now() < end {
+                        number += 1;
                         let answer = agent.post(&[], format!("c{caller}n{number}."));
                         let expected = format!("c{caller}n{number}.abc");
                         assert_eq!((answer.status, answer.text()), (200, expected));
                     }
+                    number
                 })
             })
             .collect();
@@ -228,6 +234,8 @@ fn random_kills_of_instances_under_load_lose_nothing() {
         let kills = killer.join().unwrap();
         assert!(kills > 20, "only {kills} kills");
         assert!(results.iter().all(Result::is_ok));
+        let answers: u32 = results.into_iter().flatten().sum();
+        eprintln!("{kills} instances killed, {answers} requests answered");
     });
     agent.stop();
     place.assert_clean();

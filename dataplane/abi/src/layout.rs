@@ -8,7 +8,7 @@ use core::mem::{align_of, offset_of, size_of};
 pub const MAGIC: u64 = u64::from_le_bytes(*b"SANDPIPE");
 
 /// The layout's version; participants of different versions refuse each other at attach.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 /// Bytes of a cache line, the unit that moves between two cores.
 pub const LINE: usize = 64;
@@ -155,12 +155,13 @@ pub struct LaneSlot {
     pub id: [u64; 2],
     /// Root id.
     pub root: [u64; 2],
-    /// Parent id.
-    pub parent: [u64; 2],
     /// Length in the low 32 bits, then kind, destination queue, flags, code: one byte each.
     pub meta: u64,
-    /// Up to [`INLINE_MAX`] payload bytes, or a chunk reference.
+    /// Up to [`INLINE_MAX`] payload bytes, or a chunk reference. It begins in the stamp's cache
+    /// line, so that a reader asks for the chunk and for the slot's second line at once.
     pub payload: [u64; 8],
+    /// Parent id.
+    pub parent: [u64; 2],
 }
 
 /// One chunk of the payload pool.
@@ -217,6 +218,7 @@ pub const fn layout_hash() -> u64 {
         offset_of!(InFlightEntry, epoch),
         size_of::<InFlightEntry>(),
         offset_of!(LaneSlot, meta),
+        offset_of!(LaneSlot, parent),
         size_of::<LaneSlot>(),
         offset_of!(ChunkDescriptor, holder),
         size_of::<ChunkDescriptor>(),
@@ -245,7 +247,7 @@ const _: () = {
     assert!(size_of::<InstanceSlot>() == 576);
     assert!(size_of::<LaneHead>() == 128 && offset_of!(LaneHead, cursor) == 64);
     assert!(size_of::<InFlightEntry>() == 192 && offset_of!(InFlightEntry, message) == 64);
-    assert!(size_of::<LaneSlot>() == 128 && offset_of!(LaneSlot, payload) == 64);
+    assert!(size_of::<LaneSlot>() == 128 && offset_of!(LaneSlot, payload) == 48);
     assert!(size_of::<ChunkDescriptor>() == 192 && offset_of!(ChunkDescriptor, holder) == 64);
     assert!(size_of::<HintBlock>() == 128);
     assert!(FAMILIES_MAX * size_of::<HintBlock>() == PAGE);

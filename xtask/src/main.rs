@@ -1,6 +1,7 @@
-//! Checks of the repository that cargo cannot express: `cargo xtask tidy`.
+//! Checks of the repository that cargo cannot express: `cargo xtask --help`.
 #![forbid(unsafe_code)]
 
+mod instructions;
 mod tidy;
 
 use std::path::PathBuf;
@@ -10,6 +11,9 @@ const HELP: &str = "\
 Checks of the repository that cargo cannot express.
 
 Usage: cargo xtask tidy [ROOT]     report each broken rule as file:line: rule: what to do
+       cargo xtask instructions [--write]
+                                   count the instructions of the local bus's hot operations, and
+                                   compare them with dataplane/instructions.txt (needs valgrind)
        cargo xtask --help
 
 Exit codes: 0 all rules hold, 1 a rule is broken, 2 wrong usage or an unreadable file.
@@ -21,12 +25,24 @@ fn main() -> ExitCode {
     match args.as_slice() {
         ["tidy"] => run_tidy(workspace_root()),
         ["tidy", root] if !root.starts_with('-') => run_tidy(PathBuf::from(root)),
+        ["instructions"] => run_instructions(false),
+        ["instructions", "--write"] => run_instructions(true),
         ["--help" | "-h" | "help"] | ["tidy", "--help" | "-h"] => {
             print!("{HELP}");
             ExitCode::SUCCESS
         }
         _ => {
             eprint!("{HELP}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run_instructions(write: bool) -> ExitCode {
+    match instructions::run(&workspace_root(), write) {
+        Ok(same) => ExitCode::from(u8::from(!same)),
+        Err(error) => {
+            eprintln!("instructions: {error}");
             ExitCode::from(2)
         }
     }

@@ -9,7 +9,6 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Write};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::bus::{
@@ -17,7 +16,8 @@ use crate::bus::{
     Replayed, Ticket, Unbacked, Waker,
 };
 use crate::fold::now_unix_ms;
-use crate::record::{Record, check_name};
+use crate::intake::{Intake, answered_by_intake, check_names};
+use crate::record::Record;
 use crate::shared::Shared;
 use crate::window;
 
@@ -68,11 +68,10 @@ impl Default for EmbeddedOptions {
 /// (disk full, I/O error, read-only) waits in the window, which then pushes back; the bus tries
 /// again by itself.
 pub struct EmbeddedBus {
-    shared: Arc<Shared<Filling>>,
+    intake: Intake<Filling>,
     log: Arc<dyn Readable>,
     limits: Limits,
     dir: String,
-    writer: Option<JoinHandle<()>>,
 }
 
 /// What the bus needs of the log beside the writer, whatever it is stored on.
@@ -136,31 +135,27 @@ impl EmbeddedBus {
             dir: dir.clone(),
             lock,
         };
-        let thread = std::thread::Builder::new().name("bus-writer".to_owned());
+        let run = || writer.run();
         EmbeddedBus {
-            shared,
+            intake: Intake::start(shared, "bus-writer", "the disk is slow", run),
             log,
             limits: options.limits,
             dir,
-            writer: Some(thread.spawn(|| writer.run()).expect("a thread can be made")),
         }
     }
 }
 
 impl GlobalBus for EmbeddedBus {
     fn prepare(&mut self, app: &str, grains: &[&str]) -> Result<(), PrepareError> {
-        check_name("application", app)?;
-        for grain in grains {
-            check_name("grain", grain)?;
-        }
+        check_names(app, grains)?;
         let closed = |reason| PrepareError::Closed { reason };
-        self.shared.lock_open().map(drop).map_err(closed)
+        self.intake.shared.lock_open().map(drop).map_err(closed)
     }
 
     fn append(&mut self, records: &mut Vec<Record>) -> Result<Ticket, AppendError> {
         let bytes = window::check(records, &self.limits)?;
         let closed = |reason| AppendError::Closed { reason };
-        let mut state = self.shared.lock_open().map_err(closed)?;
+        let mut state = self.intake.shared.lock_open().map_err(closed)?;
         if records.is_empty() {
             return Ok(state.window.last());
         }
@@ -180,12 +175,8 @@ impl GlobalBus for EmbeddedBus {
             state.queue.next += 1;
         }
         let urgent = state.queue.group.bytes() >= GROUP_BYTES;
-        self.shared.poke(state, urgent);
+        self.intake.shared.poke(state, urgent);
         Ok(ticket)
-    }
-
-    fn acknowledged(&self) -> Ticket {
-        self.shared.acknowledged()
     }
 
     fn replay(
@@ -200,49 +191,7 @@ impl GlobalBus for EmbeddedBus {
         self.log.marks(app)
     }
 
-    fn commit_marks(&mut self) -> Result<(), MarkError> {
-        let closed = |reason| MarkError::Closed { reason };
-        let mut state = self.shared.lock_open().map_err(closed)?;
-        state.commit = true;
-        self.shared.poke(state, false);
-        Ok(())
-    }
-
-    fn window(&self) -> Unbacked {
-        self.shared.lock().window.unbacked()
-    }
-
-    fn health(&self) -> Health {
-        self.shared.lock().health.clone()
-    }
-
-    fn set_waker(&mut self, waker: Waker) {
-        self.shared.lock().waker = Some(waker);
-    }
-
-    fn flush(&mut self, deadline: Instant) -> Result<(), FlushError> {
-        self.shared.flush(deadline, "the disk is slow")
-    }
-
-    fn close(&mut self, deadline: Instant) -> Result<(), FlushError> {
-        if self.writer.is_none() {
-            return Ok(());
-        }
-        let flushed = self.flush(deadline);
-        let writer = self.writer.take().filter(|_| self.shared.end(deadline));
-        if let Some(writer) = writer {
-            // A panic has been reported through the health.
-            let _ = writer.join();
-        }
-        flushed
-    }
-}
-
-impl Drop for EmbeddedBus {
-    fn drop(&mut self) {
-        // Nobody hears of it; who must know has called `close`.
-        let _ = self.close(Instant::now());
-    }
+    answered_by_intake!();
 }
 
 impl fmt::Debug for EmbeddedBus {

@@ -11,7 +11,6 @@
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rdkafka::producer::ThreadedProducer;
@@ -20,7 +19,8 @@ use crate::bus::{
     AppendError, FlushError, GlobalBus, Health, Limits, Mark, MarkError, PrepareError, ReplayError,
     Replayed, Ticket, Unbacked, Waker,
 };
-use crate::record::{Record, check_name};
+use crate::intake::{Intake, answered_by_intake, check_names};
+use crate::record::Record;
 use crate::shared::Shared;
 use crate::window;
 
@@ -101,10 +101,9 @@ pub enum ConnectError {
 
 /// A [`GlobalBus`] on Apache Kafka.
 pub struct KafkaBus {
-    shared: Arc<Shared<Outbox>>,
+    intake: Intake<Outbox>,
     trackers: Arc<Mutex<Trackers>>,
     options: KafkaOptions,
-    sender: Option<JoinHandle<()>>,
 }
 
 impl KafkaBus {
@@ -125,34 +124,30 @@ impl KafkaBus {
         client::wait_for_broker(&producer, &options)?;
         let admin = Admin::new(&options).map_err(settings)?;
         let sender = Sender::new(producer, admin, &options, &shared, &trackers);
-        let thread = std::thread::Builder::new().name("bus-sender".to_owned());
+        let run = || sender.run();
         Ok(KafkaBus {
-            shared,
+            intake: Intake::start(shared, "bus-sender", "Kafka is slow", run),
             trackers,
             options,
-            sender: Some(thread.spawn(|| sender.run()).expect("a thread can be made")),
         })
     }
 }
 
 impl GlobalBus for KafkaBus {
     fn prepare(&mut self, app: &str, grains: &[&str]) -> Result<(), PrepareError> {
-        check_name("application", app)?;
-        for grain in grains {
-            check_name("grain", grain)?;
-        }
+        check_names(app, grains)?;
         let closed = |reason| PrepareError::Closed { reason };
-        let mut state = self.shared.lock_open().map_err(closed)?;
+        let mut state = self.intake.shared.lock_open().map_err(closed)?;
         let topics = grains.iter().map(|&grain| (app.into(), grain.into()));
         state.queue.announced.extend(topics);
-        self.shared.poke(state, false);
+        self.intake.shared.poke(state, false);
         Ok(())
     }
 
     fn append(&mut self, records: &mut Vec<Record>) -> Result<Ticket, AppendError> {
         let bytes = window::check(records, &self.options.limits)?;
         let closed = |reason| AppendError::Closed { reason };
-        let mut state = self.shared.lock_open().map_err(closed)?;
+        let mut state = self.intake.shared.lock_open().map_err(closed)?;
         if records.is_empty() {
             return Ok(state.window.last());
         }
@@ -161,12 +156,8 @@ impl GlobalBus for KafkaBus {
             .admit(&self.options.limits, records.len(), bytes)?;
         let ticket = state.window.enter(records.len(), bytes);
         state.queue.push(ticket, records);
-        self.shared.poke(state, false);
+        self.intake.shared.poke(state, false);
         Ok(ticket)
-    }
-
-    fn acknowledged(&self) -> Ticket {
-        self.shared.acknowledged()
     }
 
     fn replay(
@@ -197,49 +188,7 @@ impl GlobalBus for KafkaBus {
             .marks(app)
     }
 
-    fn commit_marks(&mut self) -> Result<(), MarkError> {
-        let closed = |reason| MarkError::Closed { reason };
-        let mut state = self.shared.lock_open().map_err(closed)?;
-        state.commit = true;
-        self.shared.poke(state, false);
-        Ok(())
-    }
-
-    fn window(&self) -> Unbacked {
-        self.shared.lock().window.unbacked()
-    }
-
-    fn health(&self) -> Health {
-        self.shared.lock().health.clone()
-    }
-
-    fn set_waker(&mut self, waker: Waker) {
-        self.shared.lock().waker = Some(waker);
-    }
-
-    fn flush(&mut self, deadline: Instant) -> Result<(), FlushError> {
-        self.shared.flush(deadline, "Kafka is slow")
-    }
-
-    fn close(&mut self, deadline: Instant) -> Result<(), FlushError> {
-        if self.sender.is_none() {
-            return Ok(());
-        }
-        let flushed = self.flush(deadline);
-        let sender = self.sender.take().filter(|_| self.shared.end(deadline));
-        if let Some(sender) = sender {
-            // A panic has been reported through the health.
-            let _ = sender.join();
-        }
-        flushed
-    }
-}
-
-impl Drop for KafkaBus {
-    fn drop(&mut self) {
-        // Nobody hears of it; who must know has called `close`.
-        let _ = self.close(Instant::now());
-    }
+    answered_by_intake!();
 }
 
 impl fmt::Debug for KafkaBus {

@@ -14,6 +14,7 @@ mod codec;
 pub mod conformance;
 mod embedded;
 mod fold;
+mod intake;
 #[cfg(feature = "kafka")]
 mod kafka;
 mod record;

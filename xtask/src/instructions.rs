@@ -154,9 +154,9 @@ mod tests {
     #[test]
     fn a_count_is_read_from_callgrinds_table() {
         let text = "\
-6,279,607 (95.49%)  /x/examples/instructions.rs:instructions::main [/x/instructions]
-  927,255 (14.10%)  /x/examples/instructions.rs:instructions::publish_with_copy [/x/instructions]
-1,090,782 (16.59%)  /x/examples/instructions.rs:instructions::publish [/x/instructions]
+6,279,607 (95.49%)  /x/instructions.rs:instructions::main [/x/instructions]
+  927,255 (14.10%)  /x/instructions.rs:instructions::publish_with_copy [/x/instructions]
+1,090,782 (16.59%)  /x/instructions.rs:instructions::publish [/x/instructions]
   322,800 ( 4.91%)  /x/src/instance.rs:instructions::publish [/x/instructions]
 ";
         assert_eq!(inclusive(text, "publish"), Some(1_090_782));

@@ -14,6 +14,7 @@ use sandpipe_abi::layout::{
 
 use crate::bus::Bus;
 use crate::chunk::entry_key;
+use crate::counters::{Count, Tally};
 use crate::instance::{Ack, ack_of_entry};
 use crate::lane::{LaneReader, claim_at};
 use crate::memory::Memory;
@@ -98,6 +99,7 @@ pub struct Claimer<M> {
     next_lane: usize,
     /// The attach epoch under which this process mapped its peers.
     epoch: u64,
+    tally: Tally<M>,
 }
 
 #[derive(Debug)]
@@ -129,6 +131,7 @@ impl<M: Memory> Claimer<M> {
             started_at: state + offset_of!(SlotState, started_ns),
             next_lane: usize::from(slot.0),
             epoch: bus.epoch(),
+            tally: bus.tally(slot),
         }
     }
 
@@ -284,6 +287,7 @@ impl<M: Memory> Claimer<M> {
         delivery.ack = ack_of_entry(index, entry, key);
         let sound = delivery.message.parse(words);
         if !sound {
+            self.tally.add(Count::Quarantined, 1);
             self.own
                 .word(delivery.ack.word_at)
                 .store(0, Ordering::Release);

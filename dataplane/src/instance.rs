@@ -14,6 +14,7 @@ use sandpipe_abi::layout::{
 use crate::bell::Bell;
 use crate::bus::Bus;
 use crate::chunk::{Holder, Loan, LoanError, Pool, join_item};
+use crate::counters::{Count, Tally};
 use crate::lane::LaneWriter;
 use crate::memory::Memory;
 use crate::message::{Kind, MessageHeader, TraceStamps};
@@ -90,6 +91,8 @@ pub struct Instance<M> {
     sequence: u64,
     items: Vec<Item>,
     staged_chunks: Vec<u32>,
+    staged_bytes: u64,
+    tally: Tally<M>,
 }
 
 impl<M: Memory> Instance<M> {
@@ -119,6 +122,8 @@ impl<M: Memory> Instance<M> {
             sequence,
             items: Vec::with_capacity(ITEMS_MAX),
             staged_chunks: Vec::with_capacity(ITEMS_MAX),
+            staged_bytes: 0,
+            tally: bus.tally(slot),
         }
     }
 
@@ -140,7 +145,11 @@ impl<M: Memory> Instance<M> {
     /// # Errors
     /// [`LoanError::TooLarge`]; [`LoanError::Exhausted`] until a consumer releases a message.
     pub fn loan(&mut self, len: usize) -> Result<Loan, LoanError> {
-        self.pool.loan(len as u64, &self.holders)
+        let loan = self.pool.loan(len as u64, &self.holders);
+        if let Err(LoanError::Exhausted { .. }) = loan {
+            self.tally.add(Count::Exhausted, 1);
+        }
+        loan
     }
 
     /// Copies `bytes` into a loan at `at`.
@@ -199,11 +208,15 @@ impl<M: Memory> Instance<M> {
         if !self.lanes[target].has_room() {
             // Whoever sleeps over a full lane must hear of it.
             self.bells[target].ring_if_parked();
+            self.tally.add(Count::Full, 1);
             return Err(StageError::Full(queue.0));
         }
-        let words = match payload {
-            Payload::Inline(bytes) => header.with_inline(bytes.len() as u32, &inline_words(bytes)?),
-            Payload::Loaned(loan) => header.with_chunk(loan.len, loan.chunk, &trace),
+        let (len, words) = match payload {
+            Payload::Inline(bytes) => {
+                let len = bytes.len() as u32;
+                (len, header.with_inline(len, &inline_words(bytes)?))
+            }
+            Payload::Loaned(loan) => (loan.len, header.with_chunk(loan.len, loan.chunk, &trace)),
         };
         let position = self.lanes[target].stage(&words);
         if let Payload::Loaned(loan) = payload {
@@ -218,6 +231,7 @@ impl<M: Memory> Instance<M> {
         }
         // A backup copy is no errand: each wake would cost this process microseconds, and the agent
         // looks by itself every few milliseconds while requests are open.
+        self.staged_bytes += u64::from(len);
         let rings = queue != FamilyIndex::AGENT || header.kind != Kind::Event;
         self.items.push(Item {
             target,
@@ -230,6 +244,7 @@ impl<M: Memory> Instance<M> {
     /// Forgets everything that was staged; loans stay with the caller.
     pub fn discard(&mut self) {
         self.items.clear();
+        self.staged_bytes = 0;
         for chunk in self.staged_chunks.drain(..) {
             self.pool.forget_holders(chunk);
         }
@@ -269,6 +284,9 @@ impl<M: Memory> Instance<M> {
         for item in self.items.iter().rev().filter(|item| item.rings) {
             self.bells[item.target].ring_if_parked();
         }
+        // Last: nobody waits for it.
+        self.tally.add(Count::Bytes, self.staged_bytes);
+        self.staged_bytes = 0;
         self.items.clear();
     }
 

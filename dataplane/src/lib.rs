@@ -15,6 +15,7 @@ mod bell;
 mod bus;
 mod chunk;
 mod claim;
+mod counters;
 mod instance;
 mod lane;
 mod memory;
@@ -52,6 +53,7 @@ pub use crate::bell::{Bell, PARK_MAX, Parking};
 pub use crate::bus::Bus;
 pub use crate::chunk::{Loan, LoanError};
 pub use crate::claim::{Claimer, Delivery};
+pub use crate::counters::{Count, Counters, Tally};
 pub use crate::instance::{Ack, Instance, Payload, StageError};
 pub use crate::memory::{HeapMemory, Memory};
 pub use crate::message::{

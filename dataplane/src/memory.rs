@@ -81,7 +81,7 @@ pub struct HeapMemory {
 }
 
 /// Bytes of a family header that a loom model leaves out: nothing uses them, and each word costs.
-const MODEL_GAP: core::ops::Range<usize> = if cfg!(loom) { 128..4096 } else { 0..0 };
+const MODEL_GAP: core::ops::Range<usize> = if cfg!(loom) { 192..4096 } else { 0..0 };
 
 impl HeapMemory {
     /// `len` zeroed bytes (rounded up to a word).

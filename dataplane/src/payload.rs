@@ -126,10 +126,12 @@ impl<M: Memory> Bus<M> {
         let segment = self
             .segment(family)
             .ok_or(PayloadError::NotAttached(family.0))?;
-        let (at, bytes) = self.layout_of(family).chunk_data(chunk).ok_or(bad)?;
-        if u64::from(len) > bytes {
-            return Err(bad);
+        match self.layout_of(family).chunk_data(chunk) {
+            Some((at, bytes)) if u64::from(len) <= bytes => Ok((segment, at)),
+            _ => {
+                self.count_refused(delivery);
+                Err(bad)
+            }
         }
-        Ok((segment, at))
     }
 }

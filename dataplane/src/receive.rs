@@ -10,11 +10,12 @@ use sandpipe_abi::layout::LaneHead;
 
 use crate::bus::Bus;
 use crate::claim::Delivery;
+use crate::counters::{Count, Tally};
 use crate::instance::ack_of_cursor;
 use crate::lane::LaneReader;
 use crate::memory::Memory;
 use crate::sync::Ordering;
-use crate::topology::FamilyIndex;
+use crate::topology::{FamilyIndex, SlotIndex};
 
 /// Reads every lane of one queue; held by one thread.
 #[derive(Debug)]
@@ -22,6 +23,8 @@ pub struct Receiver<M> {
     own: M,
     lanes: Vec<ReceiveLane<M>>,
     next_lane: usize,
+    /// Whoever reads a queue alone holds slot 0.
+    tally: Tally<M>,
 }
 
 #[derive(Debug)]
@@ -64,6 +67,7 @@ impl<M: Memory> Receiver<M> {
             own,
             lanes,
             next_lane: 0,
+            tally: bus.tally(SlotIndex(0)),
         }
     }
 
@@ -101,6 +105,7 @@ impl<M: Memory> Receiver<M> {
         lane.position += 1;
         let words = lane.reader.as_ref()?.read(position);
         if !delivery.message.parse(&words) {
+            self.tally.add(Count::Quarantined, 1);
             self.skip(index, position);
             return None;
         }

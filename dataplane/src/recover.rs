@@ -15,6 +15,7 @@ use sandpipe_abi::layout::{
 use crate::bus::Bus;
 use crate::chunk::{Pool, entry_key, split_item};
 use crate::claim::{Claim, advance_head, owner_word, split_owner};
+use crate::counters::add_repair;
 use crate::instance::item_at;
 use crate::lane::{claim_at, slot_at};
 use crate::memory::Memory;
@@ -32,6 +33,8 @@ pub struct Repair {
     pub returned: usize,
     /// Loans that came back.
     pub freed_chunks: usize,
+    /// Lanes left half done: a stamp, a tail or a claim was missing.
+    pub lanes: usize,
 }
 
 impl core::ops::AddAssign for Repair {
@@ -40,6 +43,7 @@ impl core::ops::AddAssign for Repair {
         self.orphaned += other.orphaned;
         self.returned += other.returned;
         self.freed_chunks += other.freed_chunks;
+        self.lanes += other.lanes;
     }
 }
 
@@ -54,11 +58,11 @@ pub fn recover_slot<M: Memory>(bus: &Bus<M>, slot: SlotIndex) -> Repair {
     let commit = load(line + offset_of!(CommitLine, commit));
     let committed = commit != 0 && load(line + offset_of!(CommitLine, seq)) == commit;
     if committed {
-        repair.rolled_forward = usize::from(roll_forward(bus, slot, slot_at));
+        roll_forward(bus, slot, slot_at, &mut repair);
     }
     let pool = Pool::new(bus.own_memory().clone(), bus.layouts(), bus.family(), slot);
     repair.freed_chunks = pool.recover(committed.then_some(commit));
-    repair.returned = return_claims(bus, slot);
+    return_claims(bus, slot, &mut repair);
     repair.orphaned = orphan_entries(bus, slot);
     // Void the record, or a later recovery would carry it out over a new holder's work. `seq` 0
     // never equals a commit number.
@@ -72,17 +76,18 @@ pub fn recover_slot<M: Memory>(bus: &Bus<M>, slot: SlotIndex) -> Repair {
     bus.own_memory()
         .word(state + offset_of!(SlotState, pid))
         .store(0, Ordering::Release);
+    add_repair(bus, &repair);
     repair
 }
 
-/// Carries out a committed record; true if anything was left to do.
-fn roll_forward<M: Memory>(bus: &Bus<M>, slot: SlotIndex, instance_at: usize) -> bool {
+/// Carries out what is left of a committed record.
+fn roll_forward<M: Memory>(bus: &Bus<M>, slot: SlotIndex, instance_at: usize, repair: &mut Repair) {
     let own = bus.own_memory();
     let line = instance_at + offset_of!(InstanceSlot, commit);
     let load = |at: usize| own.word(at).load(Ordering::Relaxed);
     let targets = &bus.topology().family(bus.family()).targets;
     let count = load(line + offset_of!(CommitLine, count)).min(ITEMS_MAX as u64) as usize;
-    let mut changed = false;
+    let (mut changed, mut lanes) = (false, 0_u32);
     for index in 0..count {
         let (target, position) = split_item(load(item_at(instance_at, index)));
         let Some(spec) = targets.get(target) else {
@@ -93,15 +98,19 @@ fn roll_forward<M: Memory>(bus: &Bus<M>, slot: SlotIndex, instance_at: usize) ->
         if stamp.load(Ordering::Relaxed) < position + 1 {
             stamp.store(position + 1, Ordering::Release);
             changed = true;
+            lanes |= 1 << target;
         }
         let tail = own.word(instance_at + offset_of!(InstanceSlot, tail) + target * 8);
         if tail.load(Ordering::Relaxed) < position + 1 {
             tail.store(position + 1, Ordering::Relaxed);
+            lanes |= 1 << target;
         }
     }
     let ack_at = load(line + offset_of!(CommitLine, ack_at));
     let ack_key = load(line + offset_of!(CommitLine, ack_key));
-    changed | acknowledge(bus, ack_at, ack_key)
+    changed |= acknowledge(bus, ack_at, ack_key);
+    repair.rolled_forward += usize::from(changed);
+    repair.lanes += lanes.count_ones() as usize;
 }
 
 /// The acknowledgement of a record, only while what it meant still stands there.
@@ -132,13 +141,13 @@ fn acknowledge<M: Memory>(bus: &Bus<M>, ack_at: u64, key: u64) -> bool {
 }
 
 /// Claims of the dead slot whose message was not copied out become claimable again.
-fn return_claims<M: Memory>(bus: &Bus<M>, slot: SlotIndex) -> usize {
+fn return_claims<M: Memory>(bus: &Bus<M>, slot: SlotIndex, repair: &mut Repair) {
     let own = bus.own_memory();
     let layout = bus.own_layout();
-    let mut returned = 0;
     for (index, lane) in layout.lanes.iter().enumerate() {
         let mask = u64::from(lane.lane_slots) - 1;
         let head = own.word(lane.head_at).load(Ordering::Acquire);
+        let mut mended = false;
         for position in head..=head + mask {
             let word = own.word(claim_at(lane.head_at, mask, position));
             let claim = Claim::from_word(word.load(Ordering::Acquire));
@@ -158,19 +167,20 @@ fn return_claims<M: Memory>(bus: &Bus<M>, slot: SlotIndex) -> usize {
                     ..claim
                 }
             } else {
-                returned += 1;
+                repair.returned += 1;
                 Claim {
                     slot: Claim::RETURNED,
                     ..claim
                 }
             };
             word.store(next.to_word(), Ordering::Release);
+            mended = true;
         }
+        repair.lanes += usize::from(mended);
         // SYNC(copied): pairs with the instances' fence between their mark and their look.
         full_fence();
         advance_head(own, lane.head_at, mask);
     }
-    returned
 }
 
 /// Messages that the dead slot held become orphans; its empty entries become free.

@@ -1,8 +1,11 @@
 //! The ring core on heap memory: what Miri runs as well.
 
+mod counters;
+
 use sandpipe_abi::MessageId;
 
 use crate::recover::{recover_family, recover_slot};
+use crate::sync::Ordering;
 use crate::{
     Ack, Body, Bus, ChunkClass, Claimer, Delivery, FamilyIndex, FamilySpec, HeapMemory, Instance,
     LoanError, Memory, MessageHeader, Payload, SlotIndex, StageError, Target, Topology,
@@ -311,6 +314,7 @@ fn a_reference_to_no_chunk_is_refused() {
             "chunk {chunk}, {len} bytes"
         );
     }
+    assert_eq!(sandbox.bus(FIRST).counters(AGENT).quarantined, 3);
 }
 
 #[test]
@@ -341,11 +345,11 @@ fn a_topology_survives_its_encoding_and_malformed_ones_are_refused() {
 fn nothing_of_a_segment_overlaps_and_known_offsets_do_not_change() {
     let topology = topology();
     let layout = topology.layout(FIRST);
-    assert_eq!(layout.slot_at(S1), 4096 + 576);
+    assert_eq!(layout.slot_at(S1), 4096 + 640);
     // Two incoming lanes of 4 slots: the agent's one slot.
     assert_eq!(layout.lanes.len(), 1);
-    assert_eq!(layout.lanes[0].head_at, 4096 + 2 * 576);
-    assert_eq!(layout.entries_at, 4096 + 2 * 576 + 128 + 64);
+    assert_eq!(layout.lanes[0].head_at, 4096 + 2 * 640);
+    assert_eq!(layout.entries_at, 4096 + 2 * 640 + 128 + 64);
     assert_eq!(
         layout.outgoing_at,
         (layout.entries_at + 4 * 192).next_multiple_of(128)
@@ -358,6 +362,12 @@ fn nothing_of_a_segment_overlaps_and_known_offsets_do_not_change() {
         Some((layout.control_bytes + 4096, 1024))
     );
     assert_eq!(layout.chunk_data(4), None);
+    let (own, at) = (HeapMemory::new(layout.bytes), layout.slot_at(S1));
+    own.word(at + 576 + 7 * 8).store(5, Ordering::Relaxed); // the last counter of slot 1
+    own.word(128 + 8).store(6, Ordering::Relaxed); // lanes that recovery mended
+    let bus = Bus::new(topology.clone(), FIRST, own, HeapMemory::new(4096));
+    let counters = bus.counters(FIRST);
+    assert_eq!((counters.quarantined, counters.recovered_lanes), (5, 6));
     let second = topology.layout(SECOND);
     let lanes: Vec<_> = second
         .lanes

@@ -132,8 +132,8 @@ fn said(command: &mut Command) -> Result<String, String> {
 }
 
 /// The inclusive count of a function of the example, of callgrind_annotate's lines
-/// `1,090,782 (16.59%)  FILE:instructions::publish [PROGRAM]`. What was inlined from other files has
-/// lines of its own; the whole function's is the largest.
+/// `1,090,782 (16.59%)  FILE:instructions::publish [PROGRAM]`. What was inlined from other files
+/// has lines of its own; the whole function's is the largest.
 fn inclusive(text: &str, name: &str) -> Option<u64> {
     let function = format!(":{EXAMPLE}::{name}");
     let lines = text.lines().filter(|line| {

@@ -5,6 +5,7 @@ use std::collections::{HashSet, VecDeque};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
+use sandpipe::Counters;
 use sandpipe_abi::MessageId;
 use sandpipe_global_bus::{EmbeddedBus, EmbeddedOptions};
 
@@ -143,6 +144,19 @@ impl LocalBus for FakeSandbox {
             .flatten()
             .map(|message| message.0)
             .collect()
+    }
+
+    fn counters(&self) -> Vec<Counters> {
+        let of_agent = Counters {
+            published: 1,
+            ..Counters::default()
+        };
+        let of_grains = (0..self.grains).map(|grain| Counters {
+            published: 10 + grain as u64,
+            recovered_messages: grain as u64,
+            ..Counters::default()
+        });
+        std::iter::once(of_agent).chain(of_grains).collect()
     }
 
     fn update(&mut self) -> Result<(), LocalError> {

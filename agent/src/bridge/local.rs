@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
+use sandpipe::Counters;
 use sandpipe_abi::MessageId;
 
 use crate::core::{Delivery, Local};
@@ -22,6 +23,9 @@ pub trait LocalBus: Send {
     /// Messages that some grain of the sandbox still has to handle. May miss some that move just
     /// now; never names one that nobody will handle.
     fn alive(&self) -> HashSet<MessageId>;
+
+    /// What the agent (first) and each grain have counted. Stops nobody.
+    fn counters(&self) -> Vec<Counters>;
 
     /// Takes news of the guardian: workers that were made anew. Never blocks.
     ///

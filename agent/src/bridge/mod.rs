@@ -18,5 +18,5 @@ mod thread;
 pub use local::{Attached, LocalBus, LocalError, Publish, SandboxSource};
 pub use mailbox::{Mailbox, Post, Waiter};
 pub use sandbox_bus::SandboxBus;
-pub use status::{AppStatus, GrainState};
+pub use status::{AppStatus, BusCounts, GrainState};
 pub use thread::{BusThread, Settings};

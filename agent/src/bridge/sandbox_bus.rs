@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use sandpipe::attach::{AttachError, Participant};
 use sandpipe::{
-    Ack, Bell, Body, Bus, FailureCode, FamilyIndex, Instance, Kind, LoanError, Mapping,
+    Ack, Bell, Body, Bus, Counters, FailureCode, FamilyIndex, Instance, Kind, LoanError, Mapping,
     MessageHeader, MessageId, Payload, Place, Receiver, SlotIndex, StageError, TraceStamps,
 };
 
@@ -152,6 +152,13 @@ impl LocalBus for SandboxBus {
         grains
             .map(|family| self.bus.audit(FamilyIndex(family)))
             .flat_map(|audit| audit.queued.into_iter().chain(audit.in_flight))
+            .collect()
+    }
+
+    fn counters(&self) -> Vec<Counters> {
+        let families = 0..self.bus.topology().families().len() as u16;
+        families
+            .map(|family| self.bus.counters(FamilyIndex(family)))
             .collect()
     }
 

@@ -1,5 +1,6 @@
 //! What a bus thread says about itself.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use sandpipe_global_bus::Health;
@@ -33,6 +34,23 @@ pub struct AppStatus {
     pub attachments: u64,
     /// Whether the first of them found a sandbox of an agent before this one.
     pub adopted: bool,
+    /// What the local bus counts: the agent's part first, then each grain's. Empty while there is
+    /// no sandbox.
+    pub bus: Vec<BusCounts>,
+}
+
+/// What one family of a local bus has counted since its sandbox was made.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BusCounts {
+    /// The grain, or [`BusCounts::AGENT`].
+    pub grain: String,
+    /// [`sandpipe::Counters::rows`], by name.
+    pub counts: BTreeMap<String, u64>,
+}
+
+impl BusCounts {
+    /// Stands for the agent itself; no grain can be called so.
+    pub const AGENT: &str = "(agent)";
 }
 
 /// How one grain worker is.
@@ -89,6 +107,22 @@ impl BusThread {
             counters: self.core.counters(),
             attachments: self.attachments,
             adopted: self.adopted,
+            bus: self.bus_counts(),
         }
+    }
+
+    fn bus_counts(&self) -> Vec<BusCounts> {
+        let Some(local) = &self.local else {
+            return Vec::new();
+        };
+        let names = std::iter::once(BusCounts::AGENT).chain(self.core.grains());
+        let counts = |(name, counters): (&str, sandpipe::Counters)| BusCounts {
+            grain: name.to_owned(),
+            counts: counters
+                .rows()
+                .map(|(name, _, count)| (name.to_owned(), count))
+                .into(),
+        };
+        names.zip(local.counters()).map(counts).collect()
     }
 }

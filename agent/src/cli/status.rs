@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use crate::application::{Places, run_dir};
+use crate::bridge::BusCounts;
 use crate::control::{Question, ask};
 
 #[derive(Debug, clap::Args)]
@@ -55,10 +56,28 @@ pub(super) fn status(args: &Args) -> anyhow::Result<ExitCode> {
                 grain.grain, grain.state, grain.restarts
             );
         }
+        for family in &app.bus {
+            println!("  {:<20} {}", family.grain, counts(family));
+        }
     }
     Ok(if ready {
         ExitCode::SUCCESS
     } else {
         ExitCode::from(super::FAILED)
     })
+}
+
+/// The two counts that everybody looks for, and whatever else is not zero.
+fn counts(family: &BusCounts) -> String {
+    let always = ["published", "received"].map(|name| {
+        let count = family.counts.get(name).copied().unwrap_or_default();
+        format!("{count} {name}")
+    });
+    let others = family
+        .counts
+        .iter()
+        .filter(|(name, count)| **count != 0 && !["published", "received"].contains(&&***name))
+        .map(|(name, count)| format!("{count} {}", name.replace('_', " ")));
+    let all: Vec<_> = always.into_iter().chain(others).collect();
+    all.join(", ")
 }

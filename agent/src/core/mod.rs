@@ -198,6 +198,11 @@ impl<W> Core<W> {
         self.results.len()
     }
 
+    /// The grains' names, in the order of their indices.
+    pub fn grains(&self) -> impl Iterator<Item = &str> {
+        self.workflow.grains.iter().map(|grain| &**grain)
+    }
+
     /// Counts since the start.
     #[must_use]
     pub fn counters(&self) -> Counters {

@@ -1,6 +1,6 @@
 //! `/metrics` in the OpenMetrics text format.
 
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use axum::http::StatusCode;
@@ -21,6 +21,12 @@ const BUCKETS: [f64; 14] = [
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct OfApp {
     app: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct OfGrain {
+    app: String,
+    grain: String,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -77,6 +83,7 @@ impl Metrics {
         );
         gauges(&mut registry, apps);
         counters(&mut registry, apps);
+        bus_counters(&mut registry, apps);
         let mut page = String::new();
         match text::encode(&mut page, &registry) {
             Ok(()) => page,
@@ -172,5 +179,25 @@ fn counters(registry: &mut Registry, apps: &[AppStatus]) {
         ] {
             registry.register(name, help, ConstCounter::new(value));
         }
+    }
+}
+
+/// What the local buses count, by grain; the agent's own part as grain `(agent)`. They start anew
+/// with a new sandbox, as a counter may.
+fn bus_counters(registry: &mut Registry, apps: &[AppStatus]) {
+    for (name, help, _) in sandpipe::Counters::default().rows() {
+        let family = Family::<OfGrain, Counter>::default();
+        for status in apps {
+            for counts in &status.bus {
+                let labels = OfGrain {
+                    app: status.app.clone(),
+                    grain: counts.grain.clone(),
+                };
+                let count = counts.counts.get(name).copied().unwrap_or_default();
+                let counter = family.get_or_create_owned(&labels);
+                counter.inner().store(count, Ordering::Relaxed);
+            }
+        }
+        registry.register(format!("bus_{name}"), help, family);
     }
 }

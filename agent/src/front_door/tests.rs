@@ -84,6 +84,19 @@ fn problem(response: &Response) -> serde_json::Value {
 }
 
 #[test]
+fn the_metrics_show_what_the_bus_counts_for_the_agent_and_each_grain() {
+    let served = Served::chain();
+    let count = |name: &str, grain: &str| {
+        let line = format!("sandpipe_bus_{name}_total{{app=\"app\",grain=\"{grain}\"}}");
+        served.metric(&line) as u64
+    };
+    let published = ["(agent)", "g0", "g1"].map(|grain| count("published", grain));
+    assert_eq!(published, [1, 10, 11]);
+    assert_eq!(count("recovered_messages", "g1"), 1);
+    assert_eq!(count("full", "g0"), 0);
+}
+
+#[test]
 fn a_post_is_answered_with_the_last_grains_output() {
     let served = Served::chain();
     let response = served.post(&[], b"x");

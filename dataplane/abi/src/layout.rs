@@ -1,4 +1,4 @@
-//! The shared-memory layout, version 1. Every field is one little-endian 64-bit word, so that all
+//! The shared-memory layout, version 2. Every field is one little-endian 64-bit word, so that all
 //! sharing is by atomic words and a zeroed page is a valid empty state. The structs are never
 //! placed over shared memory: they give the offsets, and the assertions below pin every byte.
 
@@ -53,7 +53,24 @@ pub struct FamilyHeader {
     /// Not zero: some in-flight entry may have no owner. A hint, set by the recoverer.
     pub orphans: u64,
     _line1: [u64; 6],
-    _rest: [u64; 496],
+    /// What recovery mended in this family.
+    pub recovered: RecoveryCounters,
+    _rest: [u64; 488],
+}
+
+/// What recoveries of one family have found, over all its incarnations. Written by whoever
+/// recovers: the worker for its instances, the guardian once the whole family is gone.
+#[repr(C, align(64))]
+pub struct RecoveryCounters {
+    /// Commits of dead slots of which something was still to be carried out.
+    pub commits: u64,
+    /// Lanes that a dead slot had left half done: stamps, tails or claims.
+    pub lanes: u64,
+    /// Chunks that came back from dead slots.
+    pub chunks: u64,
+    /// Messages that are delivered again: taken by a dead slot, not acknowledged.
+    pub messages: u64,
+    _rest: [u64; 4],
 }
 
 /// One line that decides a whole commit: the intent, and the word that makes it a fact.
@@ -100,6 +117,28 @@ pub struct SlotState {
     _rest: [u64; 4],
 }
 
+/// What one slot counts, over all its holders. Only the holder writes it, by plain stores; nobody
+/// polls it. What the protocol's own words tell (published, received) is not counted again.
+#[repr(C, align(64))]
+pub struct SlotCounters {
+    /// Payload bytes of the messages that commits made visible.
+    pub bytes: u64,
+    /// Messages refused because their lane was full; each try counts.
+    pub full: u64,
+    /// Loans refused because every chunk that is large enough was held; each try counts.
+    pub exhausted: u64,
+    /// Sleeps on a bell.
+    pub parked: u64,
+    /// Sleeps that a ring ended.
+    pub woken: u64,
+    /// Looks at the lanes that found nothing, before a sleep.
+    pub spins: u64,
+    /// Sleeps that ended by time-out, and so with a look at every lane.
+    pub rescans: u64,
+    /// Messages and references of other families that were refused as malformed.
+    pub quarantined: u64,
+}
+
 /// Everything that one instance slot writes outside its lanes.
 #[repr(C, align(64))]
 pub struct InstanceSlot {
@@ -113,6 +152,8 @@ pub struct InstanceSlot {
     pub lease: Lease,
     /// Who holds the slot.
     pub state: SlotState,
+    /// What the slot counts.
+    pub counters: SlotCounters,
 }
 
 /// The consumer's words for one incoming lane; one claim word for each lane slot follows.
@@ -206,11 +247,13 @@ pub const fn layout_hash() -> u64 {
         LAYOUT_VERSION as usize,
         offset_of!(FamilyHeader, attach_epoch),
         offset_of!(FamilyHeader, orphans),
+        offset_of!(FamilyHeader, recovered),
         size_of::<FamilyHeader>(),
         offset_of!(InstanceSlot, more_items),
         offset_of!(InstanceSlot, tail),
         offset_of!(InstanceSlot, lease),
         offset_of!(InstanceSlot, state),
+        offset_of!(InstanceSlot, counters),
         size_of::<InstanceSlot>(),
         offset_of!(LaneHead, cursor),
         size_of::<LaneHead>(),
@@ -239,12 +282,14 @@ pub const fn layout_hash() -> u64 {
 
 const _: () = {
     assert!(size_of::<FamilyHeader>() == PAGE && offset_of!(FamilyHeader, attach_epoch) == 64);
+    assert!(size_of::<RecoveryCounters>() == LINE && offset_of!(FamilyHeader, recovered) == 128);
     assert!(size_of::<CommitLine>() == LINE && align_of::<CommitLine>() == LINE);
     assert!(size_of::<Lease>() == LINE && offset_of!(Lease, node) == 32);
     assert!(size_of::<SlotState>() == LINE);
     assert!(offset_of!(InstanceSlot, more_items) == 64 && offset_of!(InstanceSlot, tail) == 192);
     assert!(offset_of!(InstanceSlot, lease) == 448 && offset_of!(InstanceSlot, state) == 512);
-    assert!(size_of::<InstanceSlot>() == 576);
+    assert!(size_of::<SlotCounters>() == LINE && offset_of!(InstanceSlot, counters) == 576);
+    assert!(size_of::<InstanceSlot>() == 640);
     assert!(size_of::<LaneHead>() == 128 && offset_of!(LaneHead, cursor) == 64);
     assert!(size_of::<InFlightEntry>() == 192 && offset_of!(InFlightEntry, message) == 64);
     assert!(size_of::<LaneSlot>() == 128 && offset_of!(LaneSlot, payload) == 48);

@@ -11,7 +11,7 @@
 )]
 
 use core::mem::offset_of;
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{Ordering, compiler_fence};
 use core::time::Duration;
 use std::io;
 
@@ -78,8 +78,11 @@ impl Lease {
                 .cast_unsigned(),
         );
         let word = segment.word(at + offset_of!(LeaseLayout, word));
-        word.store(tid | FUTEX_WAITERS, Ordering::SeqCst);
         let node = segment.word(at + offset_of!(LeaseLayout, node)).as_ptr();
+        // SAFETY: the head is the calling thread's own. Until the node is in the list `pending`
+        // names it, so that the kernel marks the word also after a death between the two.
+        unsafe { (*head).pending = node };
+        word.store(tid | FUTEX_WAITERS, Ordering::SeqCst);
         // SAFETY: the list is the calling thread's own and nobody else walks it while the thread
         // lives. Every node, and the head itself, has its back pointer 8 bytes before the word
         // that `next` points to; the lowest bit of `next` marks a PI futex. The node stays mapped
@@ -91,8 +94,11 @@ impl Lease {
                 node.sub(1).write(head as u64);
                 let first_node = (first as usize & !1) as *mut u64;
                 first_node.sub(1).write(node as u64);
+                compiler_fence(Ordering::SeqCst);
                 (*head).next = node;
             }
+            compiler_fence(Ordering::SeqCst);
+            (*head).pending = core::ptr::null_mut();
         }
         core::mem::forget(segment.clone());
         Ok(Lease { _segment: segment })

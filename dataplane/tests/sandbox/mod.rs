@@ -66,6 +66,18 @@ impl Sandbox {
         family: FamilyIndex,
         role: impl FnOnce(Participant, Bus<Mapping>),
     ) -> i32 {
+        self.spawn_detached(family, |socket| {
+            let attached = Participant::attach(socket, family, Duration::from_secs(20));
+            let (participant, bus) = attached.unwrap_or_else(|error| {
+                eprintln!("family {} could not attach: {error}", family.0);
+                exit(9)
+            });
+            role(participant, bus);
+        })
+    }
+
+    /// Forks a family whose child gets the socket to attach with, and runs `role`.
+    pub fn spawn_detached(&mut self, family: FamilyIndex, role: impl FnOnce(OwnedFd)) -> i32 {
         let socket = self.admit(family);
         // SAFETY: the child runs test code only and ends with _exit.
         let pid = unsafe { libc::fork() };
@@ -78,13 +90,8 @@ impl Sandbox {
             for inherited in &mut self.sockets {
                 *inherited = None;
             }
-            let attached = Participant::attach(socket, family, Duration::from_secs(20));
-            let (participant, bus) = attached.unwrap_or_else(|error| {
-                eprintln!("family {} could not attach: {error}", family.0);
-                exit(9)
-            });
             // A panic must not unwind into the parent's test harness.
-            let role = std::panic::AssertUnwindSafe(|| role(participant, bus));
+            let role = std::panic::AssertUnwindSafe(|| role(socket));
             exit(if std::panic::catch_unwind(role).is_ok() {
                 0
             } else {

@@ -164,7 +164,7 @@ impl Watch {
     /// Whether anything has changed since the last call; true the first time.
     pub fn changed(&mut self) -> bool {
         let words = |segment: &Mapping| {
-            let words = segment.words(0, segment.len() / 8);
+            let words = segment.words(0, segment.len() / 8).iter();
             words
                 .map(|word| word.load(Ordering::Relaxed))
                 .collect::<Vec<_>>()

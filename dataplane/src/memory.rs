@@ -1,6 +1,6 @@
 //! Shared memory as the ring core sees it: an array of 64-bit words.
 //!
-//! The core never forms a reference to anything but one atomic word, so bytes that another process
+//! The core never forms a reference to anything but atomic words, so bytes that another process
 //! writes at the same time are never undefined behaviour, only wrong values, which are checked.
 
 use crate::sync::{AtomicU64, Ordering};

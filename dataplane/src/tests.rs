@@ -1,6 +1,7 @@
 //! The ring core on heap memory: what Miri runs as well.
 
 mod counters;
+mod pool;
 
 use sandpipe_abi::MessageId;
 

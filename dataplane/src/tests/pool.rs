@@ -1,0 +1,73 @@
+//! The payload pool: what is refused, and that nothing fragments.
+
+use super::*;
+use crate::Loan;
+
+/// Loans of one length until the pool is exhausted.
+fn all(instance: &mut Instance<HeapMemory>, len: usize) -> Vec<Loan> {
+    std::iter::from_fn(|| instance.loan(len).ok()).collect()
+}
+
+#[test]
+fn a_payload_larger_than_every_chunk_is_refused_by_name_and_not_as_full() {
+    let sandbox = Sandbox::new();
+    let mut producer = sandbox.bus(FIRST).instance(S0);
+    let held = all(&mut producer, 1);
+    assert_eq!(held.len(), 4, "every chunk is held");
+    let before = sandbox.bus(AGENT).counters(FIRST);
+    let error = producer.loan(1025).unwrap_err();
+    assert_eq!(
+        error,
+        LoanError::TooLarge {
+            len: 1025,
+            max: 1024
+        }
+    );
+    assert!(error.to_string().contains("1025") && error.to_string().contains("1024"));
+    assert_eq!(sandbox.bus(AGENT).counters(FIRST), before);
+}
+
+#[test]
+fn an_exhausted_pool_is_told_and_counted_at_each_try() {
+    let sandbox = Sandbox::new();
+    let mut producer = sandbox.bus(FIRST).instance(S0);
+    let mut held = all(&mut producer, 300);
+    assert_eq!(
+        held.len(),
+        1,
+        "only the larger class has room for 300 bytes"
+    );
+    for tries in 2..=4 {
+        assert_eq!(producer.loan(300), Err(LoanError::Exhausted { len: 300 }));
+        assert_eq!(sandbox.bus(AGENT).counters(FIRST).exhausted, tries);
+    }
+    producer.give_back(held.remove(0));
+    assert!(producer.loan(300).is_ok());
+}
+
+#[test]
+fn a_pool_does_not_fragment_whatever_the_order_of_loans_and_returns() {
+    let sandbox = Sandbox::new();
+    let mut producer = sandbox.bus(FIRST).instance(S0);
+    let (mut held, mut state) = (Vec::new(), 1_u64);
+    for _ in 0..ROUNDS * 50 {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        let random = (state >> 33) as usize;
+        if random.is_multiple_of(2) && !held.is_empty() {
+            producer.give_back(held.swap_remove(random / 2 % held.len()));
+        } else if let Ok(loan) = producer.loan(1 + random % 1024) {
+            held.push(loan);
+        }
+    }
+    held.drain(..).for_each(|loan| producer.give_back(loan));
+    // As many of each class as the topology says, the smallest that fits first.
+    let small = all(&mut producer, 256);
+    assert_eq!(small.len(), 4);
+    let sizes = [0, 1, 2].map(|index: usize| small[index + 1].offset() - small[index].offset());
+    assert!(sizes.contains(&256), "{sizes:?}");
+    small.into_iter().for_each(|loan| producer.give_back(loan));
+    assert_eq!(all(&mut producer, 1024).len(), 1);
+    assert_eq!(all(&mut producer, 256).len(), 3);
+}

@@ -194,10 +194,11 @@ fn a_chain_whose_every_grain_waits_for_a_chunk_goes_on_when_the_agent_reads() {
             agent.sent
         );
     }
-    assert_eq!(published(&agent), [MESSAGES as u64; 3]);
     for (&family, group) in GRAINS.iter().zip(groups) {
         sandbox.kill_family(family, group);
     }
+    // Exact: recovery moves a tail that its owner did not come to move.
+    assert_eq!(published(&agent), [MESSAGES as u64; 3]);
     for family in [AGENT, GRAINS[0], GRAINS[1], GRAINS[2]] {
         let audit = sandbox.guardian.view(family).unwrap().audit(family);
         assert_eq!(audit.chunks_loaned + audit.chunks_published, 0);

@@ -3,7 +3,7 @@
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Output};
 
-use super::harness::{Place, SANDPIPE, is_root};
+use super::harness::{Place, SANDPIPE, is_root, until};
 
 /// Runs `sandpipe run`, which must fail; its exit code and its words.
 fn refused(mut command: Command) -> (i32, String) {
@@ -143,7 +143,7 @@ fn a_full_data_directory_is_503_for_what_must_be_durable_and_passes_when_there_i
     assert!(refused.header("retry-after").is_some());
     assert_words(&refused.text(), &["space"]);
     std::fs::remove_file(data.join("filler")).unwrap();
-    super::harness::until("the agent goes on by itself", || {
+    until("the agent goes on by itself", || {
         agent.app().not_ready.is_none()
     });
     assert_eq!(agent.post(&asynchronous, "y").status, 202);
@@ -263,6 +263,30 @@ fn invoke_prints_the_answer_the_times_and_json() {
     agent.stop();
     let gone = invoke(&["--data", "x"]);
     assert_words(&String::from_utf8(gone.stderr).unwrap(), &["sandpipe run"]);
+}
+
+#[test]
+fn status_shows_what_the_agent_and_each_grain_have_moved() {
+    let place = Place::chain(&["a", "b"], "", "");
+    let agent = place.start();
+    (0..5).for_each(|_| assert_eq!(agent.post(&[], "x").text(), "xab"));
+    // A backup copy leaves its lane once it is durable.
+    until("the counts are those of five requests", || {
+        let bus = agent.app().bus;
+        let moved = bus.iter().map(|of| {
+            let count = |name: &str| of.counts[name];
+            (&*of.grain, count("published"), count("received"))
+        });
+        moved.eq([("(agent)", 5, 10), ("a", 10, 5), ("b", 5, 5)])
+    });
+    let output = Command::new(SANDPIPE)
+        .args(["status", &place.app, "--run-dir"])
+        .arg(place.run_dir())
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert_words(&text, &["(agent)", "10 published, 5 received"]);
+    agent.stop();
 }
 
 #[test]

@@ -127,9 +127,9 @@ impl<M: Memory> Receiver<M> {
         })
     }
 
-    /// For a consumer that spins, after it found nothing: a microsecond's rest if it has just caught
-    /// up with a stream. Whoever polls the line that a producer is writing takes it away for each
-    /// message; a consumer that lets the producer run ahead gets many at once. After a single
+    /// For a consumer that spins, after it found nothing: a microsecond's rest if it has just
+    /// caught up with a stream. Whoever polls the line that a producer is writing takes it away for
+    /// each message; a consumer that lets the producer run ahead gets many at once. After a single
     /// message it returns at once.
     #[inline]
     pub fn back_off(&mut self) {

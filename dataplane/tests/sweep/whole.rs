@@ -94,7 +94,8 @@ fn sweep(before: u64, mode: Mode) {
     }
     println!(
         "{mode:?}, {before} messages before: {steps} instructions, {copies} changed something and \
-         were judged on copies, {kills} deaths were real: nothing or everything, in between 0 (copies: everything {facts})"
+         were judged on copies ({facts} of them: everything done), {kills} deaths were real; \
+         in between nothing and everything: 0"
     );
     assert!(
         facts > 0 && facts < copies,

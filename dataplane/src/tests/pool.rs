@@ -49,25 +49,28 @@ fn an_exhausted_pool_is_told_and_counted_at_each_try() {
 fn a_pool_does_not_fragment_whatever_the_order_of_loans_and_returns() {
     let sandbox = Sandbox::new();
     let mut producer = sandbox.bus(FIRST).instance(S0);
-    let (mut held, mut state) = (Vec::new(), 1_u64);
+    let classes = sandbox.bus(FIRST).own_layout().chunks.clone();
+    let class_of = |loan: &Loan| classes.iter().rposition(|class| class.first <= loan.chunk);
+    let mut held: Vec<Loan> = Vec::new();
+    let mut state = 1_u64;
     for _ in 0..ROUNDS * 50 {
         state = state
             .wrapping_mul(6_364_136_223_846_793_005)
             .wrapping_add(1);
         let random = (state >> 33) as usize;
-        if random.is_multiple_of(2) && !held.is_empty() {
-            producer.give_back(held.swap_remove(random / 2 % held.len()));
-        } else if let Ok(loan) = producer.loan(1 + random % 1024) {
-            held.push(loan);
+        if random.is_multiple_of(3) && !held.is_empty() {
+            producer.give_back(held.swap_remove(random / 3 % held.len()));
+            continue;
         }
+        let len = 1 + random / 3 % if random % 3 == 1 { 256 } else { 1024 };
+        // The smallest class that fits and has a chunk that nobody holds, wherever that lies.
+        let has_one = |class: usize| {
+            let held = held.iter().filter(|loan| class_of(loan) == Some(class));
+            classes[class].bytes >= len as u64 && held.count() < classes[class].count as usize
+        };
+        let expected = (0..classes.len()).find(|&class| has_one(class));
+        let loan = producer.loan(len).ok();
+        assert_eq!(loan.as_ref().and_then(class_of), expected, "{len} bytes");
+        held.extend(loan);
     }
-    held.drain(..).for_each(|loan| producer.give_back(loan));
-    // As many of each class as the topology says, the smallest that fits first.
-    let small = all(&mut producer, 256);
-    assert_eq!(small.len(), 4);
-    let sizes = [0, 1, 2].map(|index: usize| small[index + 1].offset() - small[index].offset());
-    assert!(sizes.contains(&256), "{sizes:?}");
-    small.into_iter().for_each(|loan| producer.give_back(loan));
-    assert_eq!(all(&mut producer, 1024).len(), 1);
-    assert_eq!(all(&mut producer, 256).len(), 3);
 }

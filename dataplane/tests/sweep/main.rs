@@ -4,9 +4,9 @@
 //! after each instruction; in the longer ones (`whole.rs`, `long.rs`, `recovery.rs`) the shared
 //! memory is copied after each instruction that changed it, which is what a death there would
 //! leave, and recovery runs twice on the copy; at a sample of the instructions the process is
-//! really killed. Wherever it dies: outputs and acknowledgement are all there, or none is; a payload
-//! is whole; no message is lost or doubled; no chunk, claim or entry is left over; the survivors go
-//! on.
+//! really killed. Wherever it dies: outputs and acknowledgement are all there, or none is; a
+//! payload is whole; no message is lost or doubled; no chunk, claim or entry is left over; the
+//! survivors go on.
 #![allow(
     unsafe_code,
     reason = "fork, ptrace, kill and waitpid of test processes"

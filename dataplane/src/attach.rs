@@ -6,14 +6,17 @@
 //! (a descriptor for each), and again `Peers` whenever a family is made anew; participant:
 //! `Attached` after each.
 
+use core::mem::offset_of;
+use core::sync::atomic::Ordering;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use sandpipe_abi::layout::{LAYOUT_VERSION, PAGE, layout_hash};
+use sandpipe_abi::layout::{FamilyHeader, LAYOUT_VERSION, MAGIC, PAGE, layout_hash};
 
 use crate::bus::Bus;
-use crate::segment::{self, Mapping};
+use crate::memory::Memory;
+use crate::segment::{self, Mapping, SegmentError};
 use crate::socket;
 use crate::topology::{FamilyIndex, Topology, TopologyError};
 
@@ -48,6 +51,14 @@ pub enum AttachError {
     /// A message that the protocol does not know here.
     #[error("the guardian sent an unexpected message: {0}")]
     Unexpected(String),
+    /// A descriptor that the guardian sent is not what it must be.
+    #[error("the segment of family {family}: {error}")]
+    Segment {
+        /// Whose segment it should be; the hint page counts as the own family's.
+        family: u16,
+        /// What is wrong with it.
+        error: SegmentError,
+    },
     /// The topology did not make sense.
     #[error("the guardian's topology: {0}")]
     Topology(#[from] TopologyError),
@@ -248,7 +259,12 @@ impl Participant {
             return Err(AttachError::Unexpected(what));
         };
         let layout = topology.layout(family);
+        let wrong = |error| AttachError::segment(family, error);
+        // A file that could shrink would end this process by SIGBUS.
+        segment::check_size(own, layout.bytes).map_err(wrong)?;
+        segment::check_size(hints, PAGE).map_err(wrong)?;
         let own = Mapping::new(own, layout.bytes, true, layout.control_bytes)?;
+        check_header(&own, family).map_err(wrong)?;
         let hints = Mapping::new(hints, PAGE, true, PAGE)?;
         let mut bus = Bus::new(topology, family, own, hints);
         participant.send(&AttachMessage::Mapped)?;
@@ -302,11 +318,10 @@ impl Participant {
                 continue;
             }
             let layout = bus.topology().layout(family);
-            segment::check_sealed(&fd, layout.bytes)?;
-            bus.set_peer(
-                family,
-                Mapping::new(fd, layout.bytes, false, layout.control_bytes)?,
-            );
+            let wrong = |error| AttachError::segment(family, error);
+            segment::check_sealed(&fd, layout.bytes).map_err(wrong)?;
+            let mapped = Mapping::new(fd, layout.bytes, false, layout.control_bytes);
+            bus.set_peer(family, mapped.map_err(|error| wrong(error.into()))?);
         }
         self.send(&AttachMessage::Attached)
     }
@@ -338,6 +353,28 @@ impl Participant {
         }
         Ok((parse(&bytes)?, fds))
     }
+}
+
+impl AttachError {
+    fn segment(family: FamilyIndex, error: SegmentError) -> AttachError {
+        let family = family.0;
+        AttachError::Segment { family, error }
+    }
+}
+
+/// Whether a segment says that it is this family's, in this layout: what a guardian of another
+/// version, or a mixed-up descriptor, would not.
+fn check_header(own: &Mapping, family: FamilyIndex) -> Result<(), SegmentError> {
+    let word = |at: usize| own.word(at).load(Ordering::Relaxed);
+    let expected = [
+        (offset_of!(FamilyHeader, magic), MAGIC),
+        (offset_of!(FamilyHeader, version), u64::from(LAYOUT_VERSION)),
+        (offset_of!(FamilyHeader, hash), layout_hash()),
+        (offset_of!(FamilyHeader, family), u64::from(family.0)),
+        (offset_of!(FamilyHeader, length), own.len() as u64),
+    ];
+    let right = expected.iter().all(|&(at, value)| word(at) == value);
+    right.then_some(()).ok_or(SegmentError::Header(family.0))
 }
 
 fn parse(bytes: &[u8]) -> Result<AttachMessage, AttachError> {

@@ -80,5 +80,7 @@ impl<M: Memory> Bus<M> {
 }
 
 fn id_of(words: &[u64; 15]) -> Option<MessageId> {
-    Message::from_words(words).map(|message| message.header.id)
+    Message::from_words(words)
+        .ok()
+        .map(|message| message.header.id)
 }

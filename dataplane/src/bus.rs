@@ -180,6 +180,7 @@ impl<M: Memory> Bus<M> {
                 layout: self.layouts(),
                 queue,
                 first_lane,
+                slots: self.layouts[family.index()].slots,
             }
         };
         let targets = self.topology.family(family).targets.iter();
@@ -192,7 +193,10 @@ impl<M: Memory> Bus<M> {
         let incarnation = self
             .own_memory()
             .word(state + offset_of!(SlotState, incarnation));
-        incarnation.store(incarnation.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+        incarnation.store(
+            incarnation.load(Ordering::Relaxed).wrapping_add(1),
+            Ordering::Relaxed,
+        );
         let word = self.own_memory().word(state + offset_of!(SlotState, pid));
         word.store(u64::from(pid), Ordering::Release);
     }
@@ -222,7 +226,7 @@ impl<M: Memory> Bus<M> {
 
     /// After [`Bus::set_peer`] in the worker: instances forked before are stale from now on.
     pub fn bump_attach_epoch(&mut self) {
-        self.epoch = self.shared_epoch().load(Ordering::Relaxed) + 1;
+        self.epoch = self.shared_epoch().load(Ordering::Relaxed).wrapping_add(1);
         // SYNC(attach): Release pairs with the instances' Acquire in `is_stale`.
         self.shared_epoch().store(self.epoch, Ordering::Release);
     }

@@ -99,11 +99,17 @@ pub(crate) struct Holder<M> {
     pub(crate) queue: FamilyIndex,
     /// Index of this family's slot 0 among the consumer's incoming lanes.
     pub(crate) first_lane: usize,
+    /// Instance slots of this family.
+    pub(crate) slots: u16,
 }
 
 impl<M: Memory> Holder<M> {
-    /// Whether the consumer still holds the message at a position of the lane of `slot`.
+    /// Whether the consumer still holds the message at a position of the lane of `slot`. A slot
+    /// that the publisher does not have holds nothing: others read its page too (audit).
     fn holds(&self, slot: SlotIndex, position: u64) -> bool {
+        if slot.0 >= self.slots {
+            return false;
+        }
         let Some(segment) = &self.segment else {
             return true;
         };

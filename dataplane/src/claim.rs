@@ -16,9 +16,10 @@ use crate::bus::Bus;
 use crate::chunk::entry_key;
 use crate::counters::{Count, Tally};
 use crate::instance::{Ack, ack_of_entry};
-use crate::lane::{LaneReader, claim_at};
+use crate::lane::{LaneReader, Look, claim_at};
 use crate::memory::Memory;
 use crate::message::{Message, MessageWords, read_words, write_words};
+use crate::refusal::{Refusal, Refusals, Violation};
 use crate::sync::{AtomicU64, Ordering, full_fence, kill_point};
 use crate::topology::{FamilyIndex, SlotIndex};
 
@@ -87,6 +88,7 @@ impl Default for Delivery {
 #[derive(Debug)]
 pub struct Claimer<M> {
     own: M,
+    family: FamilyIndex,
     slot: SlotIndex,
     lanes: Vec<ClaimLane<M>>,
     /// Offsets of the family's entries.
@@ -100,6 +102,7 @@ pub struct Claimer<M> {
     /// The attach epoch under which this process mapped its peers.
     epoch: u64,
     tally: Tally<M>,
+    refusals: Refusals,
 }
 
 #[derive(Debug)]
@@ -121,6 +124,7 @@ impl<M: Memory> Claimer<M> {
         });
         Claimer {
             own: bus.own_memory().clone(),
+            family: bus.family(),
             slot,
             lanes: lanes.collect(),
             entries: (0..layout.entries)
@@ -132,6 +136,7 @@ impl<M: Memory> Claimer<M> {
             next_lane: usize::from(slot.0),
             epoch: bus.epoch(),
             tally: bus.tally(slot),
+            refusals: Refusals::new(bus.topology().families().len()),
         }
     }
 
@@ -139,7 +144,8 @@ impl<M: Memory> Claimer<M> {
     /// system call. If the caller dies inside, recovery of its slot makes the message available
     /// again, unless it had the message already: then it is delivered again with attempt + 1.
     ///
-    /// `now_ns` is stored as the time at which the slot started on the message.
+    /// `now_ns` is stored as the time at which the slot started on the message. A family whose
+    /// words are no message is refused by this process from then on ([`Claimer::take_refusal`]).
     pub fn claim(&mut self, now_ns: impl Fn() -> u64) -> Option<Delivery> {
         let mut delivery = Delivery::default();
         self.claim_into(now_ns, &mut delivery).then_some(delivery)
@@ -159,36 +165,77 @@ impl<M: Memory> Claimer<M> {
             }
             let lane = self.next_lane;
             self.next_lane += 1;
-            while let Some((position, entry)) = self.claim_position(lane, &now_ns) {
-                if self.copy_out(lane, position, entry, delivery) {
-                    return true;
+            match self.claim_position(lane, &now_ns) {
+                Ok(Some((position, entry))) => {
+                    if self.copy_out(lane, position, entry, delivery) {
+                        return true;
+                    }
+                    self.refuse_message(lane, entry);
                 }
+                Ok(None) => {}
+                Err(violation) => self.refuse(lane, violation),
             }
         }
         false
+    }
+
+    /// Takes nothing of a lane's source any more; the other lanes go on.
+    #[cold]
+    fn refuse(&mut self, lane: usize, violation: Violation) {
+        let family = self.lanes[lane].source;
+        self.tally.add(Count::Quarantined, 1);
+        self.refusals.record(Refusal { family, violation });
+        for lane in self.lanes.iter_mut().filter(|lane| lane.source == family) {
+            lane.reader = None;
+        }
+    }
+
+    /// After a message that can be handled by nobody, which was acknowledged on the spot.
+    #[cold]
+    fn refuse_message(&mut self, lane: usize, entry: usize) {
+        self.own.word(self.started_at).store(0, Ordering::Relaxed);
+        let words = read_words(&self.own, entry + offset_of!(InFlightEntry, message));
+        let violation = match Message::from_words(&words) {
+            // A lane leads to one queue: one for another was put there by a liar.
+            Ok(message) => Violation::Queue(message.header.queue.0),
+            Err(violation) => violation,
+        };
+        self.refuse(lane, violation);
+    }
+
+    /// Who was refused since the last call, if anybody was.
+    pub fn take_refusal(&mut self) -> Option<Refusal> {
+        self.refusals.take_news()
+    }
+
+    /// Who is refused by this process, and how often something was.
+    #[must_use]
+    pub fn refusals(&self) -> &Refusals {
+        &self.refusals
     }
 
     /// Whether a claim would find something: what a parker checks last. Never changes anything.
     #[must_use]
     pub fn has_message(&self) -> bool {
         self.orphans().load(Ordering::Acquire) != 0
-            || (0..self.lanes.len()).any(|lane| self.next_claimable(lane).is_some())
+            || (0..self.lanes.len()).any(|lane| self.next_claimable(lane) != Ok(None))
     }
 
-    /// The first position of a lane that nobody has claimed and that holds a message.
+    /// The first position of a lane that nobody has claimed and that holds a message, and what its
+    /// claim word says.
     #[inline(always)]
-    fn next_claimable(&self, lane: usize) -> Option<(u64, u64)> {
+    fn next_claimable(&self, lane: usize) -> Result<Option<(u64, u64)>, Violation> {
         let ClaimLane {
             head_at,
             reader: Some(reader),
             ..
         } = &self.lanes[lane]
         else {
-            return None;
+            return Ok(None);
         };
         'again: loop {
             let head = self.own.word(*head_at).load(Ordering::Acquire);
-            for position in head..head + reader.lane_slots() {
+            for position in head..head.saturating_add(reader.lane_slots()) {
                 let word = self.own.word(claim_at(*head_at, reader.mask(), position));
                 // SYNC(claim): Acquire pairs with the claiming exchange of another instance.
                 let seen = word.load(Ordering::Acquire);
@@ -199,21 +246,38 @@ impl<M: Memory> Claimer<M> {
                 if claim.position_after == position + 1 && claim.slot != Claim::RETURNED {
                     continue;
                 }
-                return reader.is_visible(position).then_some((position, seen));
+                match reader.look(position) {
+                    Look::Visible => return Ok(Some((position, seen))),
+                    Look::Empty => return Ok(None),
+                    // The head passed this position meanwhile, and its slot is in use again.
+                    Look::Lie(_) if word.load(Ordering::Acquire) != seen => continue 'again,
+                    Look::Lie(violation) => return Err(violation),
+                }
             }
-            return None;
+            return Ok(None);
         }
     }
 
     /// Claims a position of a lane for this slot, together with an entry to copy it into.
     #[inline(always)]
-    fn claim_position(&mut self, lane: usize, now_ns: &impl Fn() -> u64) -> Option<(u64, usize)> {
-        let (mut position, mut seen) = self.next_claimable(lane)?;
-        let entry = self.free_entry()?;
+    fn claim_position(
+        &mut self,
+        lane: usize,
+        now_ns: &impl Fn() -> u64,
+    ) -> Result<Option<(u64, usize)>, Violation> {
+        let Some((mut position, mut seen)) = self.next_claimable(lane)? else {
+            return Ok(None);
+        };
+        let Some(entry) = self.free_entry() else {
+            return Ok(None);
+        };
+        let Some(reader) = &self.lanes[lane].reader else {
+            return Ok(None);
+        };
         self.own
             .word(self.started_at)
             .store(now_ns(), Ordering::Relaxed);
-        let mask = self.lanes[lane].reader.as_ref()?.mask();
+        let mask = reader.mask();
         loop {
             let claim = Claim {
                 position_after: position + 1,
@@ -228,13 +292,13 @@ impl<M: Memory> Claimer<M> {
             let won =
                 word.compare_exchange(seen, claim.to_word(), Ordering::AcqRel, Ordering::Relaxed);
             if won.is_ok() {
-                return Some((position, entry));
+                return Ok(Some((position, entry)));
             }
             match self.next_claimable(lane) {
-                Some(next) => (position, seen) = next,
-                None => {
+                Ok(Some(next)) => (position, seen) = next,
+                nothing => {
                     self.own.word(self.started_at).store(0, Ordering::Relaxed);
-                    return None;
+                    return nothing.map(|_| None);
                 }
             }
         }
@@ -285,9 +349,8 @@ impl<M: Memory> Claimer<M> {
     fn fill(&self, delivery: &mut Delivery, entry: usize, key: u64, words: &MessageWords) -> bool {
         let index = (entry - self.entries[0]) / size_of::<InFlightEntry>();
         delivery.ack = ack_of_entry(index, entry, key);
-        let sound = delivery.message.parse(words);
+        let sound = delivery.message.parse(words) && delivery.message.header.queue == self.family;
         if !sound {
-            self.tally.add(Count::Quarantined, 1);
             self.own
                 .word(delivery.ack.word_at)
                 .store(0, Ordering::Release);
@@ -432,13 +495,17 @@ pub(crate) fn advance_head(own: &impl Memory, head_at: usize, mask: u64) {
             copied: true,
             ..Claim::from_word(claim)
         };
-        if claim != done.to_word() || done.position_after != head + 1 {
+        // A dead family may have left any head at all: one that has no successor stays.
+        let Some(next) = head.checked_add(1) else {
+            return;
+        };
+        if claim != done.to_word() || done.position_after != next {
             return;
         }
         // SYNC(head): Release pairs with the producer's Acquire of free slots.
         // SYNC(release): and with its Acquire before it looks for the entry.
-        match word.compare_exchange(head, head + 1, Ordering::AcqRel, Ordering::Acquire) {
-            Ok(_) => head += 1,
+        match word.compare_exchange(head, next, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => head = next,
             Err(now) => head = now,
         }
     }

@@ -35,7 +35,25 @@ struct Family {
     fd: OwnedFd,
     mapping: Mapping,
     epoch: u64,
-    sealed: bool,
+    stage: Stage,
+}
+
+/// How far a family is in its handshake. Each message is due once; one that is not is refused, so
+/// that a storm of them costs the others nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// Nobody has asked for the segment yet.
+    Made,
+    /// It was handed out to be mapped.
+    Given,
+    /// Mapped, sealed, known to the others.
+    Sealed,
+}
+
+impl Family {
+    fn is_sealed(&self) -> bool {
+        self.stage == Stage::Sealed
+    }
 }
 
 /// What the sandbox's init does about a participant's message.
@@ -50,7 +68,7 @@ pub enum Reaction<'g> {
     Sealed,
     /// The participant has mapped what it was sent last.
     Attached,
-    /// No message of the handshake: close the connection.
+    /// No message of the handshake, or one that is not due: close the connection.
     Unknown,
 }
 
@@ -61,6 +79,8 @@ impl Guardian {
     /// The system's.
     pub fn new(topology: Topology) -> io::Result<Guardian> {
         let hints = segment::create("sandpipe-hints", PAGE)?;
+        // Everybody gets it writable: nobody may cut it under the others, nor seal it against them.
+        segment::seal_size(&hints)?;
         let hints_mapping = Mapping::new(&hints, PAGE, true, PAGE)?;
         hints_mapping.do_not_fork();
         let families = topology.families().iter().map(|_| None).collect();
@@ -108,7 +128,7 @@ impl Guardian {
             fd,
             mapping,
             epoch,
-            sealed: false,
+            stage: Stage::Made,
         });
         Ok(())
     }
@@ -157,10 +177,11 @@ impl Guardian {
                 let Some(made) = &mut self.families[family.index()] else {
                     return Ok(Reaction::Unknown);
                 };
-                if !made.sealed {
-                    segment::seal(&made.fd)?;
-                    made.sealed = true;
+                if made.stage != Stage::Given {
+                    return Ok(Reaction::Unknown);
                 }
+                segment::seal(&made.fd)?;
+                made.stage = Stage::Sealed;
                 Ok(Reaction::Sealed)
             }
             Some(AttachMessage::Attached) => Ok(Reaction::Attached),
@@ -169,7 +190,7 @@ impl Guardian {
     }
 
     fn hello(
-        &self,
+        &mut self,
         family: FamilyIndex,
         version: u32,
         hash: u64,
@@ -197,12 +218,13 @@ impl Guardian {
                 family.0, wanted.0
             ));
         }
-        let Some(made) = &self.families[family.index()] else {
+        let Some(made) = &mut self.families[family.index()] else {
             return refuse("the family has no segment yet");
         };
-        if made.sealed {
+        if made.stage != Stage::Made {
             return refuse("the family's segment is in use");
         }
+        made.stage = Stage::Given;
         let topology = self.topology.encode();
         let own = AttachMessage::Own {
             family,
@@ -232,7 +254,7 @@ impl Guardian {
             .filter_map(|(index, family)| {
                 let family = family
                     .as_ref()
-                    .filter(|family| family.sealed && wanted(index))?;
+                    .filter(|family| family.is_sealed() && wanted(index))?;
                 Some(((FamilyIndex(index as u16), family.epoch), family.fd.as_fd()))
             });
         let (peers, fds) = sealed.unzip();
@@ -244,7 +266,7 @@ impl Guardian {
     /// peers at the end.
     pub fn others(&self, family: FamilyIndex) -> impl Iterator<Item = FamilyIndex> {
         let sealed = move |&(index, other): &(usize, &Option<Family>)| {
-            index != family.index() && other.as_ref().is_some_and(|other| other.sealed)
+            index != family.index() && other.as_ref().is_some_and(Family::is_sealed)
         };
         let families = self.families.iter().enumerate().filter(sealed);
         families.map(|(index, _)| FamilyIndex(index as u16))

@@ -18,6 +18,7 @@ use crate::counters::{Count, Tally};
 use crate::lane::LaneWriter;
 use crate::memory::Memory;
 use crate::message::{Kind, MessageHeader, TraceStamps};
+use crate::refusal::Violation;
 use crate::sync::{AtomicU64, Ordering, fence, full_fence, kill_point};
 use crate::topology::{FamilyIndex, SlotIndex};
 
@@ -63,6 +64,9 @@ pub enum StageError {
     /// One commit makes at most 16 lane slots visible.
     #[error("one commit has at most {ITEMS_MAX} lane slots; split the outputs")]
     TooManyItems,
+    /// The consumer's words cannot be believed; nothing is published to it by this process.
+    #[error("queue {0} is not published to: its consumer wrote {1}")]
+    Lied(u16, Violation),
     /// An inline payload has at most 64 bytes.
     #[error("{0} bytes do not fit into a lane slot; loan a chunk")]
     NotInline(usize),
@@ -205,7 +209,8 @@ impl<M: Memory> Instance<M> {
         if self.items.len() == ITEMS_MAX {
             return Err(StageError::TooManyItems);
         }
-        if !self.lanes[target].has_room() {
+        let has_room = self.lanes[target].has_room();
+        if !has_room.map_err(|violation| StageError::Lied(queue.0, violation))? {
             // Whoever sleeps over a full lane must hear of it.
             self.bells[target].ring_if_parked();
             self.tally.add(Count::Full, 1);

@@ -9,6 +9,7 @@ use sandpipe_abi::layout::{LaneHead, LaneSlot};
 
 use crate::memory::Memory;
 use crate::message::{MessageWords, read_words, write_words};
+use crate::refusal::Violation;
 use crate::sync::Ordering;
 
 /// Where a lane's parts are.
@@ -52,20 +53,31 @@ impl<M: Memory> LaneWriter<M> {
         }
     }
 
-    /// Whether one more message can be staged. A lying head can make the producer overwrite its
-    /// own slots only, never leave its own memory.
+    /// Whether one more message can be staged.
+    ///
+    /// # Errors
+    /// The consumer's head goes backwards, or past what was published: nothing is overwritten on
+    /// the word of one who lies.
     #[inline]
-    pub(crate) fn has_room(&mut self) -> bool {
+    pub(crate) fn has_room(&mut self) -> Result<bool, Violation> {
         let next = self.next + 1;
         if next.wrapping_sub(self.head_seen) <= self.mask + 1 {
-            return true;
+            return Ok(true);
         }
         if let Some(consumer) = &self.consumer {
             // SYNC(head): Acquire pairs with the consumer's Release when it frees slots, so that
             // its reads of a slot are over before the slot is written again.
-            self.head_seen = consumer.word(self.head_at).load(Ordering::Acquire);
+            let head = consumer.word(self.head_at).load(Ordering::Acquire);
+            if head < self.head_seen || head > self.pos {
+                return Err(Violation::Head {
+                    head,
+                    seen: self.head_seen,
+                    tail: self.pos,
+                });
+            }
+            self.head_seen = head;
         }
-        next.wrapping_sub(self.head_seen) <= self.mask + 1
+        Ok(next.wrapping_sub(self.head_seen) <= self.mask + 1)
     }
 
     /// Writes a message behind the staged ones; invisible, since the stamp is not touched.
@@ -102,6 +114,17 @@ impl<M: Memory> LaneWriter<M> {
     }
 }
 
+/// What [`LaneReader::look`] saw.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Look {
+    /// The message of this position.
+    Visible,
+    /// Not yet.
+    Empty,
+    /// What no honest producer writes.
+    Lie(Violation),
+}
+
 /// Reads one lane of another family.
 #[derive(Clone, Debug)]
 pub(crate) struct LaneReader<M> {
@@ -132,7 +155,24 @@ impl<M: Memory> LaneReader<M> {
     pub(crate) fn is_visible(&self, position: u64) -> bool {
         let at = slot_at(self.slots_at, self.mask, position);
         // SYNC(stamp): Acquire pairs with the producer's Release.
-        self.source.word(at).load(Ordering::Acquire) == position + 1
+        self.source.word(at).load(Ordering::Acquire) == position.wrapping_add(1)
+    }
+
+    /// What the slot of this position says, which is its producer's alone to write: the message of
+    /// this position, that of one lane's length before it, or something that is a lie.
+    #[inline]
+    pub(crate) fn look(&self, position: u64) -> Look {
+        let at = slot_at(self.slots_at, self.mask, position);
+        // SYNC(stamp): Acquire pairs with the producer's Release.
+        let stamp = self.source.word(at).load(Ordering::Acquire);
+        let next = position.wrapping_add(1);
+        if stamp == next {
+            Look::Visible
+        } else if stamp == next.saturating_sub(self.lane_slots()) {
+            Look::Empty
+        } else {
+            Look::Lie(Violation::Stamp { position, stamp })
+        }
     }
 
     /// Copies a visible message out.

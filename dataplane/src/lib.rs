@@ -23,6 +23,7 @@ mod message;
 mod payload;
 mod receive;
 pub mod recover;
+mod refusal;
 mod sync;
 mod topology;
 
@@ -61,6 +62,7 @@ pub use crate::message::{
 };
 pub use crate::payload::{DeliveredPayload, PayloadError};
 pub use crate::receive::{Place, Receiver};
+pub use crate::refusal::{Refusal, Refusals, Violation};
 pub use crate::topology::{
     CHUNK_CLASSES_MAX, ChunkClass, ChunkRange, FamilyIndex, FamilyLayout, FamilySpec, IncomingLane,
     SlotIndex, Target, Topology, TopologyError,
@@ -72,5 +74,5 @@ pub use crate::{
     clock::monotonic_ns,
     guardian::{Guardian, Reaction},
     lease::Lease,
-    segment::Mapping,
+    segment::{Mapping, SegmentError},
 };

@@ -6,6 +6,7 @@ use sandpipe_abi::MessageId;
 use sandpipe_abi::layout::{INLINE_MAX, LaneSlot};
 
 use crate::memory::Memory;
+use crate::refusal::Violation;
 use crate::sync::Ordering;
 use crate::topology::FamilyIndex;
 
@@ -236,6 +237,7 @@ const fn is_shared(index: usize) -> bool {
 const FLAG_CHUNK: u64 = 1;
 const FLAG_LAST: u64 = 2;
 const FLAG_TRACED: u64 = 4;
+const FLAGS: u64 = FLAG_CHUNK | FLAG_LAST | FLAG_TRACED;
 
 impl Message {
     /// No message: to be parsed into.
@@ -258,10 +260,32 @@ impl Message {
         }
     }
 
-    /// Parses words that another process wrote; `None` if they are no message.
-    pub(crate) fn from_words(words: &MessageWords) -> Option<Message> {
+    /// Parses words that another process wrote, copied out before; an error if they are no message.
+    pub(crate) fn from_words(words: &MessageWords) -> Result<Message, Violation> {
         let mut message = Message::EMPTY;
-        message.parse(words).then_some(message)
+        if message.parse(words) {
+            Ok(message)
+        } else {
+            Err(Message::violation(words))
+        }
+    }
+
+    /// Why words that [`Message::parse`] refused are no message.
+    #[cold]
+    pub(crate) fn violation(words: &MessageWords) -> Violation {
+        let meta = words[META];
+        let (flags, kind) = (meta >> 48 & 0xff, meta >> 32 & 0xff);
+        let len = (meta & 0xffff_ffff) as u32;
+        if Kind::from_code(kind).is_none() {
+            Violation::Kind(kind as u8)
+        } else if flags & !FLAGS != 0 {
+            Violation::Flags(flags as u8)
+        } else if flags & FLAG_CHUNK == 0 {
+            Violation::Length(len)
+        } else {
+            let chunk = words[PAYLOAD];
+            Violation::Reference { chunk, len }
+        }
     }
 
     /// Parses words that another process wrote into this message; false if they are none, and the
@@ -274,6 +298,9 @@ impl Message {
         let Some(kind) = Kind::from_code(meta >> 32 & 0xff) else {
             return false;
         };
+        if flags & !FLAGS != 0 {
+            return false;
+        }
         self.len = (meta & 0xffff_ffff) as u32;
         let header = &mut self.header;
         header.id = MessageId::from_words([words[0], words[1]]);
@@ -345,13 +372,13 @@ mod tests {
                 len: 60,
                 body,
             };
-            assert_eq!(Message::from_words(&message.to_words()), Some(message));
+            assert_eq!(Message::from_words(&message.to_words()), Ok(message));
         }
     }
 
     #[test]
     fn words_that_are_no_message_are_refused() {
-        assert_eq!(Message::from_words(&[0; 15]), None);
+        assert_eq!(Message::from_words(&[0; 15]), Err(Violation::Kind(0)));
         let header =
             MessageHeader::event(MessageId(1), MessageId(1), MessageId::NONE, FamilyIndex(1));
         let mut words = Message {
@@ -361,7 +388,9 @@ mod tests {
         }
         .to_words();
         words[META] += 1; // 65 bytes cannot be inline
-        assert_eq!(Message::from_words(&words), None);
+        assert_eq!(Message::from_words(&words), Err(Violation::Length(65)));
+        words[META] |= 8 << 48;
+        assert_eq!(Message::from_words(&words), Err(Violation::Flags(8)));
     }
 
     #[test]

@@ -12,8 +12,10 @@ use crate::bus::Bus;
 use crate::claim::Delivery;
 use crate::counters::{Count, Tally};
 use crate::instance::ack_of_cursor;
-use crate::lane::LaneReader;
+use crate::lane::{LaneReader, Look};
 use crate::memory::Memory;
+use crate::message::Message;
+use crate::refusal::{Refusal, Refusals, Violation};
 use crate::sync::Ordering;
 use crate::topology::{FamilyIndex, SlotIndex};
 
@@ -27,6 +29,7 @@ pub struct Receiver<M> {
     streak: u32,
     /// Whoever reads a queue alone holds slot 0.
     tally: Tally<M>,
+    refusals: Refusals,
 }
 
 /// So many messages in a row are a stream.
@@ -76,20 +79,48 @@ impl<M: Memory> Receiver<M> {
             next_lane: 0,
             streak: 0,
             tally: bus.tally(SlotIndex(0)),
+            refusals: Refusals::new(bus.topology().families().len()),
         }
     }
 
-    /// Uses the segments that the bus maps now; positions stay as they are.
+    /// Uses the segments that the bus maps now; positions stay as they are. Who was refused stays
+    /// so: a family's new segment is a copy of its old one.
     pub fn rebind(&mut self, bus: &Bus<M>) {
         for (lane, incoming) in self.lanes.iter_mut().zip(&bus.own_layout().lanes) {
-            lane.reader = bus.lane_reader(incoming);
+            lane.reader = match self.refusals.of(incoming.source) {
+                None => bus.lane_reader(incoming),
+                Some(_) => None,
+            };
         }
+    }
+
+    /// Reads nothing of `family` any more: it wrote what no honest family writes. What was received
+    /// of it before stays received. The rest of the lanes go on.
+    #[cold]
+    pub fn refuse(&mut self, family: FamilyIndex, violation: Violation) {
+        self.tally.add(Count::Quarantined, 1);
+        self.refusals.record(Refusal { family, violation });
+        for lane in self.lanes.iter_mut().filter(|lane| lane.source == family) {
+            lane.reader = None;
+        }
+    }
+
+    /// Who was refused since the last call, if anybody was.
+    pub fn take_refusal(&mut self) -> Option<Refusal> {
+        self.refusals.take_news()
+    }
+
+    /// Who is refused, and how often something was.
+    #[must_use]
+    pub fn refusals(&self) -> &Refusals {
+        &self.refusals
     }
 
     /// The next message of any lane, or `None`: one load a lane, no system call, never blocks.
     ///
     /// The message stays in its lane. If the caller dies before it acknowledges, the message is
-    /// received again with attempt + 1.
+    /// received again with attempt + 1. A family whose words are no message is refused from then
+    /// on ([`Receiver::take_refusal`]).
     #[inline]
     pub fn receive(&mut self) -> Option<(Delivery, Place)> {
         let mut delivery = Delivery::default();
@@ -102,21 +133,27 @@ impl<M: Memory> Receiver<M> {
     /// delivery's contents are of no use.
     #[inline(always)]
     pub fn receive_into(&mut self, delivery: &mut Delivery) -> Option<Place> {
-        let Some(index) = self.next_visible() else {
-            self.next_lane = 0;
-            self.publish_heads();
-            return None;
+        let index = loop {
+            match self.next_visible() {
+                None => {
+                    self.next_lane = 0;
+                    self.publish_heads();
+                    return None;
+                }
+                Some((index, Ok(()))) => break index,
+                Some((index, Err(violation))) => self.found_out(index, violation),
+            }
         };
         self.next_lane = index;
         let lane = &mut self.lanes[index];
         let position = lane.position;
-        lane.position += 1;
+        // Copied once; only the copy is checked and used.
         let words = lane.reader.as_ref()?.read(position);
         if !delivery.message.parse(&words) {
-            self.tally.add(Count::Quarantined, 1);
-            self.skip(index, position);
-            return None;
+            self.found_out(index, Message::violation(&words));
+            return self.receive_rest(delivery);
         }
+        lane.position += 1;
         self.streak += 1;
         delivery.source = lane.source;
         delivery.ack = ack_of_cursor(index, lane.head_at, position);
@@ -125,6 +162,18 @@ impl<M: Memory> Receiver<M> {
             lane: index,
             position,
         })
+    }
+
+    /// [`Receiver::receive_into`] once more, after a family was found out; each family once.
+    #[cold]
+    fn receive_rest(&mut self, delivery: &mut Delivery) -> Option<Place> {
+        self.receive_into(delivery)
+    }
+
+    #[cold]
+    fn found_out(&mut self, index: usize, violation: Violation) {
+        let family = self.lanes[index].source;
+        self.refuse(family, violation);
     }
 
     /// For a consumer that spins, after it found nothing: a microsecond's rest if it has just
@@ -138,9 +187,9 @@ impl<M: Memory> Receiver<M> {
         }
     }
 
-    /// The first lane with a message, from where the last one was found.
+    /// The first lane with a message, from where the last one was found, or with a lie.
     #[inline(always)]
-    fn next_visible(&self) -> Option<usize> {
+    fn next_visible(&self) -> Option<(usize, Result<(), Violation>)> {
         let lanes = self.lanes.len();
         let mut index = self.next_lane;
         for _ in 0..lanes {
@@ -148,10 +197,12 @@ impl<M: Memory> Receiver<M> {
                 index = 0;
             }
             let lane = &self.lanes[index];
-            if let Some(reader) = &lane.reader
-                && reader.is_visible(lane.position)
-            {
-                return Some(index);
+            if let Some(reader) = &lane.reader {
+                match reader.look(lane.position) {
+                    Look::Visible => return Some((index, Ok(()))),
+                    Look::Empty => {}
+                    Look::Lie(violation) => return Some((index, Err(violation))),
+                }
             }
             index += 1;
         }
@@ -164,7 +215,7 @@ impl<M: Memory> Receiver<M> {
         self.lanes.iter().any(|lane| {
             lane.reader
                 .as_ref()
-                .is_some_and(|reader| reader.is_visible(lane.position))
+                .is_some_and(|reader| reader.look(lane.position) != Look::Empty)
         })
     }
 
@@ -211,16 +262,6 @@ impl<M: Memory> Receiver<M> {
                     .word(lane.head_at)
                     .store(lane.head, Ordering::Release);
             }
-        }
-    }
-
-    /// Passes over a message that is none, once everything before it is acknowledged.
-    fn skip(&mut self, index: usize, position: u64) {
-        if self.lanes[index].cursor == position {
-            self.acknowledge(Place {
-                lane: index,
-                position,
-            });
         }
     }
 

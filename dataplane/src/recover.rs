@@ -148,7 +148,8 @@ fn return_claims<M: Memory>(bus: &Bus<M>, slot: SlotIndex, repair: &mut Repair) 
         let mask = u64::from(lane.lane_slots) - 1;
         let head = own.word(lane.head_at).load(Ordering::Acquire);
         let mut mended = false;
-        for position in head..=head + mask {
+        // A dead family may have left any head at all.
+        for position in head..head.saturating_add(mask + 1) {
             let word = own.word(claim_at(lane.head_at, mask, position));
             let claim = Claim::from_word(word.load(Ordering::Acquire));
             if claim.position_after != position + 1 || claim.slot != slot.0 || claim.copied {
@@ -214,20 +215,39 @@ fn orphan_entries<M: Memory>(bus: &Bus<M>, slot: SlotIndex) -> usize {
     orphaned
 }
 
+/// Entries whose owner is a slot that does not exist: a lie, and without this lost for good.
+fn orphan_unowned<M: Memory>(bus: &Bus<M>) {
+    let own = bus.own_memory();
+    for entry in 0..bus.own_layout().entries {
+        let at = bus.own_layout().entry_at(entry);
+        let word = own.word(at + offset_of!(InFlightEntry, owner));
+        let (owner, attempt) = split_owner(word.load(Ordering::Relaxed));
+        if owner == 0 || owner == OWNER_ORPHAN {
+            continue;
+        }
+        let key = own.word(at + offset_of!(InFlightEntry, key));
+        let holds = key.load(Ordering::Relaxed) != 0;
+        let next = if holds {
+            owner_word(OWNER_ORPHAN, attempt)
+        } else {
+            0
+        };
+        word.store(next, Ordering::Release);
+        if holds {
+            // SYNC(orphans): Release: whoever sees the hint sees the orphan.
+            own.word(offset_of!(FamilyHeader, orphans))
+                .store(1, Ordering::Release);
+        }
+    }
+}
+
 /// Repairs every slot of the bus's own family: after its worker and all instances are gone.
 pub fn recover_family<M: Memory>(bus: &Bus<M>) -> Repair {
     let mut repair = Repair::default();
     for slot in 0..bus.own_layout().slots {
         repair += recover_slot(bus, SlotIndex(slot));
     }
-    for entry in 0..bus.own_layout().entries {
-        let at = bus.own_layout().entry_at(entry) + offset_of!(InFlightEntry, owner);
-        let (owner, _) = split_owner(bus.own_memory().word(at).load(Ordering::Relaxed));
-        debug_assert!(
-            owner == 0 || owner == OWNER_ORPHAN,
-            "entry {entry} still has an owner"
-        );
-    }
+    orphan_unowned(bus);
     let own = bus.own_memory();
     // An exclusive receiver frees slots lazily: what it acknowledged is free now.
     for lane in &bus.own_layout().lanes {

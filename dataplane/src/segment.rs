@@ -8,18 +8,53 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 
 use crate::chunk::Loan;
 use crate::memory::Memory;
 
-/// The seals of a family segment: nobody maps it writable again, cuts it or punches a hole.
-const SEALS: SealFlags = SealFlags::SHRINK
-    .union(SealFlags::GROW)
+/// From the beginning: nobody cuts the file, so that nobody's access to a mapping ends in SIGBUS.
+const SIZE_SEALS: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW);
+
+/// The seals of a family segment in use: nobody maps it writable again, cuts it or punches a hole.
+const SEALS: SealFlags = SIZE_SEALS
     .union(SealFlags::FUTURE_WRITE)
     .union(SealFlags::SEAL);
 
-/// Makes an anonymous shared-memory file of `bytes` zeroed bytes; nothing appears in /dev/shm.
+/// Why a descriptor that another process sent is no segment.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SegmentError {
+    /// It is no memory file: a pipe, a directory, a socket.
+    #[error("the descriptor is no memory file that can be sealed")]
+    NotMemory,
+    /// Somebody could cut it, or write it who should not.
+    #[error("it lacks seals: has {has}, needs {needs}")]
+    Unsealed {
+        /// The seals that it has.
+        has: String,
+        /// Those that it must have.
+        needs: String,
+    },
+    /// It is shorter than the topology says.
+    #[error("it has {bytes} bytes, the topology {needs}")]
+    Short {
+        /// Its length.
+        bytes: u64,
+        /// The length that it must have.
+        needs: usize,
+    },
+    /// Its first words are not those of the segment that was announced.
+    #[error("its header is not that of family {0} in this layout")]
+    Header(u16),
+    /// It cannot be mapped.
+    #[error("it cannot be mapped: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// Makes an anonymous shared-memory file of `bytes` zeroed bytes whose size is fixed from now on;
+/// nothing appears in /dev/shm.
 ///
 /// # Errors
 /// The system's, e.g. too many open files.
@@ -29,6 +64,7 @@ pub fn create(name: &str, bytes: usize) -> io::Result<OwnedFd> {
         // Kernels before 6.3 do not know NOEXEC_SEAL.
         .or_else(|_| rustix::fs::memfd_create(name, flags))?;
     rustix::fs::ftruncate(&fd, bytes as u64)?;
+    rustix::fs::fcntl_add_seals(&fd, SIZE_SEALS)?;
     Ok(fd)
 }
 
@@ -40,23 +76,47 @@ pub fn seal(fd: impl AsFd) -> io::Result<()> {
     Ok(rustix::fs::fcntl_add_seals(fd, SEALS)?)
 }
 
+/// Fixes the size of a file and its seals for ever: what every process may write, the hint page.
+///
+/// # Errors
+/// The system's.
+pub fn seal_size(fd: impl AsFd) -> io::Result<()> {
+    Ok(rustix::fs::fcntl_add_seals(
+        fd,
+        SIZE_SEALS | SealFlags::SEAL,
+    )?)
+}
+
 /// Checks that a peer's segment can neither shrink under this process nor be written by others.
 ///
 /// # Errors
-/// [`io::ErrorKind::InvalidData`] names what is missing.
-pub fn check_sealed(fd: impl AsFd, bytes: usize) -> io::Result<()> {
-    let invalid = |what: String| io::Error::new(io::ErrorKind::InvalidData, what);
-    let seals = rustix::fs::fcntl_get_seals(&fd)?;
-    if !seals.contains(SEALS) {
-        return Err(invalid(format!(
-            "a peer's segment lacks seals: it has {seals:?}"
-        )));
+/// [`SegmentError`] names what is missing.
+pub fn check_sealed(fd: impl AsFd, bytes: usize) -> Result<(), SegmentError> {
+    check(fd, bytes, SEALS)
+}
+
+/// Checks that a file which this process is to write cannot shrink under it.
+///
+/// # Errors
+/// [`SegmentError`] names what is missing.
+pub fn check_size(fd: impl AsFd, bytes: usize) -> Result<(), SegmentError> {
+    check(fd, bytes, SIZE_SEALS)
+}
+
+fn check(fd: impl AsFd, bytes: usize, needs: SealFlags) -> Result<(), SegmentError> {
+    // Only memory files know of seals.
+    let has = rustix::fs::fcntl_get_seals(&fd).map_err(|_| SegmentError::NotMemory)?;
+    if !has.contains(needs) {
+        let (has, needs) = (format!("{has:?}"), format!("{needs:?}"));
+        return Err(SegmentError::Unsealed { has, needs });
     }
-    let size = rustix::fs::fstat(&fd)?.st_size;
-    if u64::try_from(size).unwrap_or(0) < bytes as u64 {
-        return Err(invalid(format!(
-            "a peer's segment has {size} bytes, the topology {bytes}"
-        )));
+    let size = rustix::fs::fstat(&fd).map_err(io::Error::from)?.st_size;
+    let size = u64::try_from(size).unwrap_or(0);
+    if size < bytes as u64 {
+        return Err(SegmentError::Short {
+            bytes: size,
+            needs: bytes,
+        });
     }
     Ok(())
 }
@@ -96,10 +156,12 @@ impl Drop for Region {
 }
 
 impl Mapping {
-    /// Maps the first `len` bytes of a file; `populate` of them are faulted in at once.
+    /// Maps the first `len` bytes of a file; `populate` of them are faulted in at once, so that no
+    /// later access to them can fail.
     ///
     /// # Errors
-    /// The system's; a sealed segment cannot be mapped writable.
+    /// The system's; a sealed segment cannot be mapped writable; where there is no memory for the
+    /// pages that are faulted in, this says so instead of a SIGBUS later.
     pub fn new(fd: impl AsFd, len: usize, writable: bool, populate: usize) -> io::Result<Mapping> {
         let write = if writable {
             ProtFlags::WRITE
@@ -131,14 +193,22 @@ impl Mapping {
         } else {
             Advice::LinuxPopulateRead
         };
-        mapping.advise(populate.min(len), advice);
-        Ok(mapping)
+        match mapping.advise(populate.min(len), advice) {
+            // Kernels before 5.14 do not know the advice: pages come with their first use.
+            Ok(()) | Err(Errno::INVAL) => Ok(mapping),
+            Err(Errno::FAULT) => Err(io::Error::new(
+                io::ErrorKind::OutOfMemory,
+                "no memory for the pages of a segment",
+            )),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Keeps the mapping out of forked children: the guardian's workers, an instance's own
     /// children.
     pub fn do_not_fork(&self) {
-        self.advise(self.len, Advice::LinuxDontFork);
+        // Refused only for a range that is not mapped.
+        let _ = self.advise(self.len, Advice::LinuxDontFork);
     }
 
     /// Whether this process may write.
@@ -185,12 +255,12 @@ impl Mapping {
         unsafe { core::slice::from_raw_parts(self.base.as_ptr().add(at), len) }
     }
 
-    fn advise(&self, len: usize, advice: Advice) {
+    fn advise(&self, len: usize, advice: Advice) -> Result<(), Errno> {
         if len == 0 {
-            return;
+            return Ok(());
         }
         // SAFETY: the range is this mapping's own; these advices change no contents.
-        let _ = unsafe { rustix::mm::madvise(self.base.as_ptr().cast(), len, advice) };
+        unsafe { rustix::mm::madvise(self.base.as_ptr().cast(), len, advice) }
     }
 }
 

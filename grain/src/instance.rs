@@ -4,7 +4,7 @@ use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use sandpipe::{
-    Bus, Claimer, Delivery, FailureCode, Instance, Lease, Mapping, PARK_MAX, SlotIndex,
+    Bus, Claimer, Delivery, FailureCode, Instance, Lease, Mapping, PARK_MAX, Refusal, SlotIndex,
     TraceStamps, monotonic_ns,
 };
 
@@ -129,7 +129,11 @@ impl<R: Runtime> Forked<'_, R> {
     /// In a busy slot: takes an event if there still is one; true if the instance goes on.
     fn claim_and_handle(&mut self) -> Result<bool, i32> {
         let slot = self.seat.slot;
-        let Some(delivery) = self.seat.claimer.claim(monotonic_ns) else {
+        let claimed = self.seat.claimer.claim(monotonic_ns);
+        if let Some(refusal) = self.seat.claimer.take_refusal() {
+            log_refusal(self.config, &refusal);
+        }
+        let Some(delivery) = claimed else {
             self.board.set_use(slot, SlotUse::Idle);
             return Ok(true);
         };
@@ -231,6 +235,15 @@ impl<R: Runtime> Forked<'_, R> {
             format!("grain {grain}: an instance died at each of {tried} attempts; last: {why}");
         Outcome::Failed(code, text)
     }
+}
+
+/// Says whom this process does not read any more.
+pub(crate) fn log_refusal(config: &WorkerConfig, refusal: &Refusal) {
+    let (family, violation) = (refusal.family.0, &refusal.violation);
+    log(
+        config,
+        format_args!("family {family} is not read any more: it wrote {violation}"),
+    );
 }
 
 /// Prints a line of the worker's own; a closed stderr is no reason to end.

@@ -141,7 +141,8 @@ fn stage(
         let payload = loan.map_or(Payload::Inline(data), Payload::Loaned);
         match instance.stage(*queue, header, payload, stamps) {
             Ok(()) => true,
-            Err(StageError::Full(_)) => false,
+            // Of a lying consumer the agent hears as well; until it acts, its lane counts as full.
+            Err(StageError::Full(_) | StageError::Lied(..)) => false,
             Err(error) => unreachable!("the worker checked its topology at its start: {error}"),
         }
     })

@@ -14,7 +14,7 @@ use sandpipe::{Bus, Delivery, Mapping, PARK_MAX, Participant, SlotIndex, futex, 
 
 use crate::board::{Board, Reason, SlotUse};
 use crate::config::{Mode, WorkerConfig};
-use crate::instance::{EXIT_STALE, Forked, Seat, log};
+use crate::instance::{EXIT_STALE, Forked, Seat, log, log_refusal};
 use crate::process::{self, Ended, Fork};
 use crate::runtime::Runtime;
 
@@ -131,7 +131,11 @@ impl<R: Runtime> Worker<R> {
             while self.not_before.is_none()
                 && let Some(mut seat) = self.take_seat()
             {
-                let Some(delivery) = seat.claimer.claim(monotonic_ns) else {
+                let claimed = seat.claimer.claim(monotonic_ns);
+                if let Some(refusal) = seat.claimer.take_refusal() {
+                    log_refusal(&self.config, &refusal);
+                }
+                let Some(delivery) = claimed else {
                     self.ready = Some(seat);
                     return;
                 };

@@ -109,6 +109,19 @@ impl SandboxHandle {
         Ok(status)
     }
 
+    /// Ends the processes of worker `worker` (its index in the spec) and does not start it again:
+    /// it wrote what no honest worker writes. Blocks for less than a millisecond, at most 10 s.
+    ///
+    /// # Errors
+    /// [`SandboxError::Fenced`] if init is gone or a newer agent owns the sandbox.
+    pub fn quarantine(&self, worker: usize, reason: &str) -> Result<(), SandboxError> {
+        let reason = reason.to_owned();
+        match self.ask(&Request::Quarantine { worker, reason })? {
+            (Reply::Quarantined, _) => Ok(()),
+            (reply, _) => Err(unexpected(&self.app, &reply)),
+        }
+    }
+
     /// Ends the sandbox: SIGTERM to the workers, SIGKILL to all once `timeout` has passed, then
     /// removes its directory and its cgroups. Blocks until that is done (at most `timeout` + 20 s).
     /// If the caller is killed inside, the sandbox ends all the same and the next

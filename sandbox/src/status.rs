@@ -62,6 +62,12 @@ pub enum WorkerState {
         /// The last lines that it wrote, at most 8 KiB.
         stderr_tail: String,
     },
+    /// It wrote what no honest worker writes: its processes were ended, and it is not started
+    /// again before the sandbox is made anew.
+    Quarantined {
+        /// What it wrote.
+        reason: String,
+    },
     /// The sandbox is being shut down.
     Stopped,
 }

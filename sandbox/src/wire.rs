@@ -25,6 +25,13 @@ pub(crate) enum Request {
     Claim,
     /// Ask for [`SandboxStatus`].
     Status,
+    /// End a worker's family for good; only for the owner.
+    Quarantine {
+        /// Index of the worker in the spec.
+        worker: usize,
+        /// What it did, at most 1 KiB.
+        reason: String,
+    },
     /// End: SIGTERM to the workers, SIGKILL after the time limit.
     Shutdown {
         /// How long the workers may take.
@@ -40,6 +47,8 @@ pub(crate) enum Reply {
     Claimed { epoch: u64, spec_hash: u64 },
     /// The state, with a pidfd beside it for each worker that has a process, in their order.
     Status(SandboxStatus),
+    /// The worker is being ended, and will not be started again.
+    Quarantined,
     /// Init will end.
     ShuttingDown,
     /// The request was not understood or not allowed.

@@ -93,6 +93,15 @@ impl SandboxSource for Source {
         Ok(Attached { local, adopted })
     }
 
+    fn quarantine(&mut self, grain: usize, reason: &str) {
+        // Grain i is worker i. Should it fail, the grain is still not read any more.
+        if let Some(handle) = &self.handle
+            && let Err(error) = handle.quarantine(grain, reason)
+        {
+            tracing::error!(app = %self.spec.app, grain, %error, "the grain was not ended");
+        }
+    }
+
     fn shut_down(&mut self, timeout: Duration) {
         if let Some(handle) = self.handle.take()
             && let Err(error) = handle.shutdown(timeout)
@@ -186,6 +195,7 @@ fn state(worker: WorkerStatus, ran: &mut HashSet<String>) -> GrainState {
             stderr_tail,
             ..
         } => ("failed", Some(trouble(&last_exit, &stderr_tail)), true),
+        WorkerState::Quarantined { reason } => ("quarantined", Some(reason), true),
         WorkerState::Stopped => ("stopped", None, true),
     };
     if name == "running" {

@@ -5,7 +5,7 @@ use std::collections::{HashSet, VecDeque};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
-use sandpipe::Counters;
+use sandpipe::{Counters, Violation};
 use sandpipe_abi::MessageId;
 use sandpipe_global_bus::{EmbeddedBus, EmbeddedOptions};
 
@@ -110,7 +110,11 @@ impl Knobs {
 }
 
 impl LocalBus for FakeSandbox {
-    fn poll(&mut self, limit: usize, take: &mut dyn FnMut(Local)) -> usize {
+    fn poll(
+        &mut self,
+        limit: usize,
+        take: &mut dyn FnMut(Local) -> Result<(), Violation>,
+    ) -> usize {
         let mut told = {
             let mut knobs = self.knobs.lock().unwrap();
             if !knobs.stalled {
@@ -119,8 +123,12 @@ impl LocalBus for FakeSandbox {
             std::mem::take(&mut knobs.told)
         };
         let count = told.len().min(limit);
-        told.drain(..).for_each(take);
+        told.drain(..).for_each(|local| take(local).unwrap());
         count
+    }
+
+    fn take_refusal(&mut self) -> Option<Refused> {
+        None
     }
 
     fn release(&mut self, _number: u64) {}
@@ -193,6 +201,8 @@ impl SandboxSource for FakeSandbox {
             adopted: false,
         })
     }
+
+    fn quarantine(&mut self, _grain: usize, _reason: &str) {}
 
     fn shut_down(&mut self, _timeout: Duration) {}
 }

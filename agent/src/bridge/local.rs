@@ -6,12 +6,19 @@ use std::time::Duration;
 use sandpipe::Counters;
 use sandpipe_abi::MessageId;
 
+use sandpipe::Violation;
+
 use crate::core::{Delivery, Local};
 
 /// The agent's side of one sandbox's local bus.
 pub trait LocalBus: Send {
     /// Hands up to `limit` messages of `LQ(HA)` to `take`; how many there were. Never blocks.
-    fn poll(&mut self, limit: usize, take: &mut dyn FnMut(Local)) -> usize;
+    /// `take` says what is wrong with a message that its sender cannot have sent in good faith.
+    fn poll(&mut self, limit: usize, take: &mut dyn FnMut(Local) -> Result<(), Violation>)
+    -> usize;
+
+    /// A grain that was found out since the last call. It is not read any more; the others are.
+    fn take_refusal(&mut self) -> Option<Refused>;
 
     /// The message of that number need not be kept any longer. It leaves its lane once all before
     /// it in the lane have been released too.
@@ -39,6 +46,15 @@ pub trait LocalBus: Send {
 
     /// What wakes [`LocalBus::park`] from another thread.
     fn ringer(&self) -> Box<dyn Fn() + Send + Sync>;
+}
+
+/// A grain that wrote what no honest one writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// Index of the grain.
+    pub grain: usize,
+    /// What it wrote.
+    pub violation: Violation,
 }
 
 /// How publishing went.
@@ -72,6 +88,10 @@ pub trait SandboxSource: Send {
     /// # Errors
     /// [`LocalError`] says why there is none, and what to do.
     fn attach(&mut self) -> Result<Attached, LocalError>;
+
+    /// Ends the processes of a grain and does not start it again in this sandbox. Blocks for less
+    /// than a millisecond.
+    fn quarantine(&mut self, grain: usize, reason: &str);
 
     /// Ends the sandbox, if there is one, and removes what it leaves.
     fn shut_down(&mut self, timeout: Duration);

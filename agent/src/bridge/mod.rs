@@ -5,6 +5,8 @@ mod appends;
 mod clock;
 #[cfg(test)]
 pub(crate) mod fake;
+#[cfg(test)]
+mod hostile_tests;
 mod local;
 mod mailbox;
 mod read_ahead;
@@ -15,8 +17,8 @@ mod status;
 mod tests;
 mod thread;
 
-pub use local::{Attached, LocalBus, LocalError, Publish, SandboxSource};
+pub use local::{Attached, LocalBus, LocalError, Publish, Refused, SandboxSource};
 pub use mailbox::{Mailbox, Post, Waiter};
 pub use sandbox_bus::SandboxBus;
-pub use status::{AppStatus, BusCounts, GrainState};
+pub use status::{AppStatus, BusCounts, GrainState, RefusedGrain};
 pub use thread::{BusThread, Settings};

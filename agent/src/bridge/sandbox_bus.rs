@@ -6,10 +6,11 @@ use std::time::Duration;
 use sandpipe::attach::{AttachError, Participant};
 use sandpipe::{
     Ack, Bell, Body, Bus, Counters, FailureCode, FamilyIndex, Instance, Kind, LoanError, Mapping,
-    MessageHeader, MessageId, Payload, Place, Receiver, SlotIndex, StageError, TraceStamps,
+    MessageHeader, MessageId, Payload, PayloadError, Place, Receiver, SlotIndex, StageError,
+    TraceStamps, Violation,
 };
 
-use super::local::{LocalBus, LocalError, Publish};
+use super::local::{LocalBus, LocalError, Publish, Refused};
 use super::read_ahead::ReadAhead;
 use crate::core::{Cause, Delivery, Local, News, Stamps};
 
@@ -61,19 +62,31 @@ impl SandboxBus {
         Ok(staged?)
     }
 
-    /// Copies a message out of shared memory; `None` if it is none that an agent can use.
-    fn read(&self, delivery: &sandpipe::Delivery, number: u64) -> Option<Local> {
+    /// Copies a message out of shared memory, checked.
+    ///
+    /// # Errors
+    /// What its sender, who is known for sure by the lane, cannot have written in good faith.
+    fn read(&self, delivery: &sandpipe::Delivery, number: u64) -> Result<Local, Violation> {
         let message = &delivery.message;
         let header = &message.header;
-        // The lane's owner is known for sure; what the header says is only its claim.
-        let from = delivery.source.index().checked_sub(1)?;
+        let source = delivery.source;
+        let targets = &self.bus.topology().family(source).targets;
+        let has_lane = targets.iter().any(|target| target.queue == header.queue);
+        let queue = Violation::Queue(header.queue.0);
+        let from = source.index().checked_sub(1).ok_or(queue)?;
         let news = match header.kind {
+            // A backup copy of an event that its sender can have sent.
             Kind::Event => News::Output {
-                grain: header.queue.index().checked_sub(1)?,
+                grain: header
+                    .queue
+                    .index()
+                    .checked_sub(1)
+                    .filter(|_| has_lane)
+                    .ok_or(queue)?,
             },
             Kind::Final => News::Final,
             Kind::Failed => News::Failed(cause(header.failure)),
-            _ => return None,
+            _ => return Err(queue),
         };
         let stamps = match message.body {
             Body::Chunk { trace, .. } if header.traced => Some(Stamps {
@@ -84,14 +97,15 @@ impl SandboxBus {
             }),
             _ => None,
         };
-        let payload = match self.bus.payload(delivery) {
-            Ok(payload) => payload,
-            Err(error) => {
-                tracing::error!(from, id = %header.id, %error, "a message without its payload");
-                return None;
+        let payload = self.bus.payload(delivery).map_err(|error| match error {
+            PayloadError::BadReference { chunk, len, .. } => {
+                let chunk = u64::from(chunk);
+                Violation::Reference { chunk, len }
             }
-        };
-        Some(Local {
+            // It has published from a segment that is not there.
+            _ => queue,
+        })?;
+        Ok(Local {
             number,
             id: header.id,
             root: header.root,
@@ -106,7 +120,11 @@ impl SandboxBus {
 }
 
 impl LocalBus for SandboxBus {
-    fn poll(&mut self, limit: usize, take: &mut dyn FnMut(Local)) -> usize {
+    fn poll(
+        &mut self,
+        limit: usize,
+        take: &mut dyn FnMut(Local) -> Result<(), Violation>,
+    ) -> usize {
         let mut taken = 0;
         while taken < limit
             && let Some((delivery, place)) = self.receiver.receive()
@@ -114,11 +132,25 @@ impl LocalBus for SandboxBus {
             taken += 1;
             let number = self.ahead.keep(place.lane, place.position);
             match self.read(&delivery, number) {
-                Some(local) => take(local),
-                None => self.release(number),
+                Ok(local) => {
+                    if let Err(violation) = take(local) {
+                        self.receiver.refuse(delivery.source, violation);
+                    }
+                }
+                Err(violation) => {
+                    self.release(number);
+                    self.receiver.refuse(delivery.source, violation);
+                }
             }
         }
         taken
+    }
+
+    fn take_refusal(&mut self) -> Option<Refused> {
+        let refusal = self.receiver.take_refusal()?;
+        let grain = refusal.family.index().checked_sub(1)?;
+        let violation = refusal.violation;
+        Some(Refused { grain, violation })
     }
 
     fn release(&mut self, number: u64) {
@@ -131,12 +163,19 @@ impl LocalBus for SandboxBus {
         let queue = FamilyIndex(u16::try_from(delivery.grain + 1).expect("at most 31 grains"));
         let mut header = MessageHeader::event(delivery.id, delivery.root, delivery.parent, queue);
         header.traced = delivery.traced;
+        if self.receiver.refusals().of(queue).is_some() {
+            return Publish::Full;
+        }
         match self.stage(delivery, &header) {
             Ok(()) => {
                 self.instance.commit(Ack::NOTHING);
                 Publish::Done
             }
             Err(Refusal::Full) => Publish::Full,
+            Err(Refusal::Lied(violation)) => {
+                self.receiver.refuse(queue, violation);
+                Publish::Full
+            }
             Err(Refusal::Never(why)) => {
                 // Sizes are checked at the door and the topology names every queue.
                 tracing::error!(id = %delivery.id, why, "a message that no lane takes");
@@ -194,6 +233,7 @@ impl LocalBus for SandboxBus {
 /// Why a message was not staged.
 enum Refusal {
     Full,
+    Lied(Violation),
     Never(String),
 }
 
@@ -201,6 +241,7 @@ impl From<StageError> for Refusal {
     fn from(error: StageError) -> Refusal {
         match error {
             StageError::Full(_) => Refusal::Full,
+            StageError::Lied(_, violation) => Refusal::Lied(violation),
             other => Refusal::Never(other.to_string()),
         }
     }

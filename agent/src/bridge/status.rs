@@ -6,6 +6,7 @@ use std::sync::Arc;
 use sandpipe_global_bus::Health;
 use serde::{Deserialize, Serialize};
 
+use super::local::Refused;
 use super::thread::BusThread;
 use crate::core::Counters;
 
@@ -32,6 +33,8 @@ pub struct AppStatus {
     pub counters: Counters,
     /// How often the sandbox was attached: 1, and one more for each death of its init.
     pub attachments: u64,
+    /// Grains that wrote what no honest one writes, since the start; each was ended for it.
+    pub refused: Vec<RefusedGrain>,
     /// Whether the first of them found a sandbox of an agent before this one.
     pub adopted: bool,
     /// What the local bus counts: the agent's part first, then each grain's. Empty while there is
@@ -51,6 +54,17 @@ pub struct BusCounts {
 impl BusCounts {
     /// Stands for the agent itself; no grain can be called so.
     pub const AGENT: &str = "(agent)";
+}
+
+/// A grain whose words were refused.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefusedGrain {
+    /// The grain.
+    pub grain: String,
+    /// What kind of rule it broke, a word.
+    pub kind: String,
+    /// What it wrote.
+    pub reason: String,
 }
 
 /// How one grain worker is.
@@ -106,6 +120,11 @@ impl BusThread {
             unbacked_age_ms: u64::try_from(window.oldest_age.as_millis()).unwrap_or(u64::MAX),
             counters: self.core.counters(),
             attachments: self.attachments,
+            refused: self
+                .refused
+                .iter()
+                .map(|refused| self.name(refused))
+                .collect(),
             adopted: self.adopted,
             bus: self.bus_counts(),
         }
@@ -124,5 +143,24 @@ impl BusThread {
                 .into(),
         };
         names.zip(local.counters()).map(counts).collect()
+    }
+
+    /// A grain was found out: none of its lanes is read any more, init ends its processes, and the
+    /// application takes no requests until it was made anew. The other grains finish what they
+    /// have.
+    pub(super) fn quarantine(&mut self, refused: Refused) {
+        self.refused.push(refused);
+        let RefusedGrain { grain, reason, .. } = self.name(&refused);
+        tracing::error!(app = %self.app, grain, reason, "quarantined: it broke the bus's rules");
+        self.source.quarantine(refused.grain, &reason);
+    }
+
+    fn name(&self, refused: &Refused) -> RefusedGrain {
+        let grain = self.core.grain_name(refused.grain);
+        RefusedGrain {
+            grain: grain.to_owned(),
+            kind: refused.violation.kind().to_owned(),
+            reason: refused.violation.to_string(),
+        }
     }
 }

@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 
 use super::appends::Appends;
 use super::clock::Clock;
-use super::local::{LocalBus, Publish, SandboxSource};
+use super::local::{LocalBus, Publish, Refused, SandboxSource};
 use super::mailbox::{Mailbox, Post, Waiter};
 use super::status::GrainState;
 use crate::core::{Command, Core, Reply, Workflow};
@@ -68,6 +68,8 @@ pub struct BusThread {
     pub(super) retry: Instant,
     pub(super) stopping: Option<(Instant, oneshot::Sender<()>)>,
     pub(super) fenced: bool,
+    /// Grains that were found out since the start, by index: what they wrote.
+    pub(super) refused: Vec<Refused>,
 }
 
 impl BusThread {
@@ -107,6 +109,7 @@ impl BusThread {
             retry: now,
             stopping: None,
             fenced: false,
+            refused: Vec::new(),
         };
         thread.core.begin_recovery();
         thread.replay()?;
@@ -194,9 +197,13 @@ impl BusThread {
         };
         let (core, now) = (&mut self.core, self.clock.now());
         let moved = local.poll(POLL_LIMIT, &mut |message| core.local(now, message)) > 0;
+        let refused = local.take_refusal();
         if moved || self.core.has_backlog() {
             self.core.retry_full();
             self.carry_out();
+        }
+        if let Some(refused) = refused {
+            self.quarantine(refused);
         }
         moved
     }

@@ -59,6 +59,12 @@ pub(super) fn status(args: &Args) -> anyhow::Result<ExitCode> {
         for family in &app.bus {
             println!("  {:<20} {}", family.grain, counts(family));
         }
+        for refused in &app.refused {
+            println!(
+                "  {:<20} was ended: it wrote {}",
+                refused.grain, refused.reason
+            );
+        }
     }
     Ok(if ready {
         ExitCode::SUCCESS

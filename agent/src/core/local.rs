@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use sandpipe::Violation;
 use sandpipe_abi::MessageId;
 
 use super::Core;
@@ -12,17 +13,28 @@ use super::trace::Hop;
 
 impl<W> Core<W> {
     /// A message was read from `LQ(HA)`. It is released, by a later command, once it is durable.
-    pub fn local(&mut self, now: Now, mut local: Local) {
+    ///
+    /// # Errors
+    /// [`Violation::Parent`] if the sender speaks for a message that another grain handles; it is
+    /// released like one that is known.
+    pub fn local(&mut self, now: Now, mut local: Local) -> Result<(), Violation> {
         if self.results.has_ended(local.root) {
-            return self.fold(now, &local);
+            self.fold(now, &local);
+            return Ok(());
         }
         let mut root = match self.roots.remove(&local.root) {
             Some(root) => root,
             None => Box::new(self.adopt(now, &local)),
         };
-        if root.ended || root.is_finished(local.parent) {
+        let is_forged = root.is_of_another(local.parent, local.from);
+        if is_forged || root.ended || root.is_finished(local.parent) {
             self.roots.insert(local.root, root);
-            return self.fold(now, &local);
+            self.fold(now, &local);
+            return if is_forged {
+                Err(Violation::Parent)
+            } else {
+                Ok(())
+            };
         }
         trace(&self.workflow.grains, &mut root, &local, now);
         match local.news {
@@ -46,6 +58,7 @@ impl<W> Core<W> {
                 .expect("it was put there two lines above");
         }
         self.close(now, root, &local);
+        Ok(())
     }
 
     /// An output that also went to the next grain: backed up, unless it is known.

@@ -201,7 +201,7 @@ pub struct Delivery {
     /// Somebody wants to know when each step happened.
     pub traced: bool,
     /// Its backup is still to be written, once it is published.
-    pub(super) fresh: bool,
+    pub(crate) fresh: bool,
     /// The event's data.
     pub payload: Vec<u8>,
 }

@@ -180,6 +180,15 @@ impl<W> Core<W> {
         }
     }
 
+    /// The name of a grain.
+    ///
+    /// # Panics
+    /// If the application has no such grain.
+    #[must_use]
+    pub fn grain_name(&self, grain: usize) -> &str {
+        &self.workflow.grains[grain]
+    }
+
     /// Whether deliveries wait for room in a queue.
     #[must_use]
     pub fn has_backlog(&self) -> bool {

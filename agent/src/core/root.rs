@@ -143,6 +143,12 @@ impl<W> Root<W> {
         self.finished.contains(&id)
     }
 
+    /// Whether a message is known to be handled by another grain than `from`.
+    pub(super) fn is_of_another(&self, id: MessageId, from: usize) -> bool {
+        let open = self.open.iter().find(|open| open.id == id);
+        open.is_some_and(|open| open.grain != from)
+    }
+
     /// Counts a message as finished; what was known of it.
     pub(super) fn finish(&mut self, id: MessageId) -> Option<Open> {
         self.finished.push(id);

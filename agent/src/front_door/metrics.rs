@@ -30,6 +30,13 @@ struct OfGrain {
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct OfRefusal {
+    app: String,
+    grain: String,
+    kind: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct OfCode {
     app: String,
     code: u16,
@@ -81,6 +88,7 @@ impl Metrics {
             Unit::Seconds,
             self.seconds.clone(),
         );
+        refusals(&mut registry, apps);
         gauges(&mut registry, apps);
         counters(&mut registry, apps);
         bus_counters(&mut registry, apps);
@@ -90,6 +98,20 @@ impl Metrics {
             Err(error) => format!("# the metrics cannot be written: {error}\n"),
         }
     }
+}
+
+/// A grain is quarantined for its first refusal, so each counts once in a sandbox's life.
+fn refusals(registry: &mut Registry, apps: &[AppStatus]) {
+    let family = Family::<OfRefusal, Counter>::default();
+    for status in apps {
+        for refused in &status.refused {
+            let (app, grain) = (status.app.clone(), refused.grain.clone());
+            let kind = refused.kind.clone();
+            family.get_or_create(&OfRefusal { app, grain, kind }).inc();
+        }
+    }
+    let help = "Grains quarantined for a word that no honest one writes, by its kind";
+    registry.register("quarantined", help, family);
 }
 
 fn gauges(registry: &mut Registry, apps: &[AppStatus]) {

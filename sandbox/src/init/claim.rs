@@ -18,6 +18,8 @@ use crate::{SandboxStatus, WorkerStatus, sys};
 const CONNECTIONS_MAX: usize = 32;
 /// All workers' tails together fit into one packet, however they are escaped.
 const TAILS_BYTES_MAX: usize = 24 << 10;
+/// The longest reason that is kept.
+const REASON_CHARS_MAX: usize = 256;
 /// The most that one worker's tail may take of it.
 const TAIL_BYTES_MAX: usize = 8 << 10;
 
@@ -83,6 +85,10 @@ impl Supervisor {
                 self.begin_shutdown(Duration::from_millis(timeout_ms));
                 self.reply(id, &Reply::ShuttingDown, &[])
             }
+            Ok(Request::Quarantine { worker, reason }) if self.connections.owner == Some(id) => {
+                self.quarantine(id, worker, reason)
+            }
+            Ok(Request::Quarantine { .. }) => self.refuse(id, "only the owner accuses a worker"),
             Ok(Request::Shutdown { .. }) => self.refuse(id, "claim the sandbox before ending it"),
             Err(error) => self.refuse(id, &format!("not understood: {error}")),
         };
@@ -112,6 +118,15 @@ impl Supervisor {
             spec_hash: self.spec_hash,
         };
         self.reply(id, &reply, &[theirs.as_fd()])
+    }
+
+    fn quarantine(&mut self, id: u32, worker: usize, reason: String) -> io::Result<()> {
+        let Some(worker) = self.workers.get_mut(worker) else {
+            return self.refuse(id, "there is no such worker");
+        };
+        let reason = reason.chars().take(REASON_CHARS_MAX).collect();
+        worker.quarantine(reason);
+        self.reply(id, &Reply::Quarantined, &[])
     }
 
     fn tell_status(&self, id: u32) -> io::Result<()> {

@@ -15,6 +15,9 @@ pub(super) struct Participant {
     member: bool,
     /// A message did not fit into its socket: it is told everything again later.
     behind: bool,
+    /// Messages about peers that it has not answered yet. An answer that is not due ends it, or a
+    /// storm of them would keep init from everybody else.
+    owed: u32,
 }
 
 /// What a participant's messages led to.
@@ -42,6 +45,7 @@ impl Participant {
                 socket,
                 member: false,
                 behind: false,
+                owed: 0,
             },
             other,
         ))
@@ -70,8 +74,11 @@ impl Participant {
                 self.tell_all(guardian);
                 Progress::Joined
             }
-            Ok(Reaction::Attached) => Progress::Attached,
-            Ok(Reaction::Unknown) | Err(_) => Progress::Gone,
+            Ok(Reaction::Attached) if self.owed > 0 => {
+                self.owed -= 1;
+                Progress::Attached
+            }
+            Ok(Reaction::Attached | Reaction::Unknown) | Err(_) => Progress::Gone,
         }
     }
 
@@ -79,7 +86,10 @@ impl Participant {
     pub(super) fn tell_about(&mut self, guardian: &Guardian, family: FamilyIndex) {
         if self.member && family != self.family {
             let (bytes, fds) = guardian.update_message(family);
-            self.behind |= wire::send(self.socket.as_fd(), &bytes, &fds).is_err();
+            match wire::send(self.socket.as_fd(), &bytes, &fds) {
+                Ok(()) => self.owed += 1,
+                Err(_) => self.behind = true,
+            }
         }
     }
 
@@ -87,6 +97,7 @@ impl Participant {
     pub(super) fn tell_all(&mut self, guardian: &Guardian) {
         let (bytes, fds) = guardian.peers_message(self.family);
         self.behind = wire::send(self.socket.as_fd(), &bytes, &fds).is_err();
+        self.owed += u32::from(!self.behind);
     }
 
     /// Whether [`Participant::tell_all`] is due.

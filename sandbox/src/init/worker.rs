@@ -32,6 +32,8 @@ pub(super) struct Worker {
     backoff: Backoff,
     last_exit: String,
     last_tail: String,
+    /// Why it is not started again.
+    quarantined: Option<String>,
 }
 
 /// Where it is in its life.
@@ -75,6 +77,7 @@ impl Worker {
             backoff: Backoff::default(),
             last_exit: String::new(),
             last_tail: String::new(),
+            quarantined: None,
         }
     }
 
@@ -204,6 +207,15 @@ impl Worker {
         }
     }
 
+    /// Ends its family for good: it wrote what no honest one writes.
+    pub(super) fn quarantine(&mut self, reason: String) {
+        self.quarantined.get_or_insert(reason);
+        self.signal(Signal::KILL);
+        if matches!(self.phase, Phase::Waiting(_)) {
+            self.phase = Phase::Stopped;
+        }
+    }
+
     /// It has mapped its segments: it works.
     pub(super) fn attached(&mut self, agent_log: Option<&Sink>) {
         match std::mem::replace(&mut self.phase, Phase::Stopped) {
@@ -246,7 +258,10 @@ impl Worker {
         guardian.repair_family(self.family);
         let wait = self.backoff.ended(attached_for);
         self.restarts += 1;
-        self.phase = Phase::Waiting(Instant::now() + wait);
+        self.phase = match self.quarantined {
+            None => Phase::Waiting(Instant::now() + wait),
+            Some(_) => Phase::Stopped,
+        };
     }
 
     /// Takes what it has written.
@@ -256,6 +271,10 @@ impl Worker {
 
     /// Its state in words, with at most `tail_bytes` of its output.
     pub(super) fn state(&self, tail_bytes: usize) -> WorkerState {
+        if let Some(reason) = &self.quarantined {
+            let reason = reason.clone();
+            return WorkerState::Quarantined { reason };
+        }
         match &self.phase {
             Phase::Starting(_) => WorkerState::Starting,
             Phase::Running(..) => WorkerState::Running,

@@ -21,7 +21,7 @@ fn tell(world: &mut World, number: u64, root: MessageId, child: u128) {
         stamps: None,
         payload: b"ax".to_vec(),
     };
-    world.core.local(world.now, local);
+    world.core.local(world.now, local).unwrap();
 }
 
 fn commands(world: &mut World) -> Vec<Command<u64>> {

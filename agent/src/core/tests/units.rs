@@ -333,7 +333,7 @@ fn what_lives_in_the_sandbox_is_not_published_again() {
 #[test]
 fn a_lying_index_is_ignored() {
     let mut world = World::new(CHAIN, true);
-    world.core.local(
+    let told = world.core.local(
         world.now,
         Local {
             number: 1,
@@ -347,8 +347,59 @@ fn a_lying_index_is_ignored() {
             payload: Vec::new(),
         },
     );
+    assert_eq!(told, Ok(()));
     assert_eq!(world.core.next_command(), Some(Command::Release(1)));
     assert!(world.log.is_empty());
+}
+
+#[test]
+fn news_of_a_message_that_another_grain_handles_is_refused_and_changes_nothing() {
+    let mut world = World::new(CHAIN, true);
+    world.submit(Identity::Fresh, Wait::Answer, b"x");
+    let root = world.log[0].id;
+    while world.core.next_command().is_some() {}
+    for news in [
+        News::Final,
+        News::Failed(Cause::Other),
+        News::Output { grain: 1 },
+    ] {
+        let local = Local {
+            number: 1,
+            id: sandpipe_abi::MessageId(5),
+            root,
+            parent: root,
+            from: 1, // grain 0 handles it
+            news,
+            last: true,
+            stamps: None,
+            payload: b"forged".to_vec(),
+        };
+        let told = world.core.local(world.now, local);
+        assert_eq!(told, Err(sandpipe::Violation::Parent));
+        assert_eq!(world.core.next_command(), None, "nothing was recorded");
+        assert_eq!(world.core.in_flight(), 1, "the request is still open");
+    }
+}
+
+#[test]
+fn messages_that_are_their_own_parents_end_like_others() {
+    let mut world = World::new(CHAIN, true);
+    let circle = [5, 6, 5].map(sandpipe_abi::MessageId);
+    for pair in circle.windows(2) {
+        let local = Local {
+            number: 1,
+            id: pair[0],
+            root: pair[0],
+            parent: pair[1],
+            from: 0,
+            news: News::Output { grain: 1 },
+            last: true,
+            stamps: None,
+            payload: Vec::new(),
+        };
+        assert_eq!(world.core.local(world.now, local), Ok(()));
+        while world.core.next_command().is_some() {}
+    }
 }
 
 #[test]

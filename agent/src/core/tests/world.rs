@@ -250,7 +250,7 @@ impl World {
             stamps: None,
             payload: told.payload,
         };
-        self.core.local(self.now, local);
+        self.core.local(self.now, local).unwrap();
         self.carry_out();
         true
     }

@@ -6,7 +6,7 @@ mod socket;
 mod spawn;
 
 pub(crate) use signals::{Signals, block_all_signals};
-pub(crate) use socket::{loopback_up, peer_pidfd, peer_uid};
+pub(crate) use socket::{loopback_up, peer_has_pid, peer_pidfd, peer_uid};
 pub(crate) use spawn::{Plan, SpawnError, UserMap, run_in_child, spawn};
 
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};

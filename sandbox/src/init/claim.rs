@@ -41,7 +41,7 @@ impl Connections {
 }
 
 impl Supervisor {
-    /// Lets a process of the same user in.
+    /// Lets a process of the same user in, unless it belongs to the sandbox.
     pub(super) fn accept(&mut self) {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let Ok(socket) = rustix::net::accept_with(&self.listener, flags) else {
@@ -49,6 +49,12 @@ impl Supervisor {
         };
         let own = rustix::process::geteuid().as_raw();
         if !sys::peer_uid(socket.as_fd()).is_ok_and(|uid| uid == own) {
+            return;
+        }
+        // A grain must not claim its own sandbox. Without a pid namespace it cannot be told from
+        // an agent.
+        let inside = || sys::peer_has_pid(socket.as_fd()).unwrap_or(true);
+        if rustix::process::getpid().is_init() && inside() {
             return;
         }
         if self.connections.open.len() >= CONNECTIONS_MAX {

@@ -31,10 +31,20 @@ pub(crate) fn peer_pidfd(socket: BorrowedFd<'_>) -> io::Result<OwnedFd> {
 }
 
 /// The uid of the process at the other end, as this process's user namespace sees it.
+pub(crate) fn peer_uid(socket: BorrowedFd<'_>) -> io::Result<u32> {
+    Ok(credentials(socket)?.uid)
+}
+
+/// Whether the process at the other end is in this process's pid namespace, or in one below it:
+/// one that is outside has no number here.
+pub(crate) fn peer_has_pid(socket: BorrowedFd<'_>) -> io::Result<bool> {
+    Ok(credentials(socket)?.pid != 0)
+}
+
 ///
 /// rustix's call cannot be used: it takes the pid for non-zero, and init sees every process outside
 /// its pid namespace as pid 0.
-pub(crate) fn peer_uid(socket: BorrowedFd<'_>) -> io::Result<u32> {
+fn credentials(socket: BorrowedFd<'_>) -> io::Result<libc::ucred> {
     let mut credentials = libc::ucred {
         pid: 0,
         uid: 0,
@@ -54,7 +64,7 @@ pub(crate) fn peer_uid(socket: BorrowedFd<'_>) -> io::Result<u32> {
     if code < 0 {
         Err(io::Error::last_os_error())
     } else {
-        Ok(credentials.uid)
+        Ok(credentials)
     }
 }
 

@@ -62,6 +62,11 @@ fn agent(spec: &str) {
                 Ok(status) => print(&json!(status)),
                 Err(error) => print(&json!({ "error": error.to_string() })),
             },
+            ["quarantine", worker, reason] => {
+                let worker = worker.parse().expect("a number");
+                let error = handle.quarantine(worker, reason).err();
+                print(&json!({ "error": error.map(|error| error.to_string()) }));
+            }
             ["shutdown", ms] => {
                 let timeout = Duration::from_millis(ms.parse().expect("a number"));
                 let error = handle
@@ -82,6 +87,34 @@ fn pid_of(pidfd: i32) -> Option<i32> {
         .trim()
         .parse()
         .ok()
+}
+
+/// Answers that nobody asked for, until init has had enough.
+fn storm(participant: &Participant, file: &str) {
+    std::thread::sleep(Duration::from_millis(200));
+    let storm = [[4], [6]].into_iter().cycle().take(100_000);
+    let sent =
+        storm.map_while(|answer| sandpipe::socket::send(participant.as_fd(), &answer, &[]).ok());
+    let sent = sent.count().to_string();
+    std::fs::write(format!("{file}.sent"), sent).expect("the test's directory");
+}
+
+/// A grain that would be its own sandbox's agent.
+fn usurp(file: &str) {
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, connect, socket};
+    let path = std::path::Path::new(file).with_file_name("run/app/sock");
+    let address = SocketAddrUnix::new(&path).expect("a short path");
+    let control = socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).expect("a socket");
+    let said = connect(&control, &address)
+        .map_err(std::io::Error::from)
+        .and_then(|()| sandpipe::socket::send(&control, br#"{"request":"claim"}"#, &[]))
+        .and_then(|()| sandpipe::socket::receive(&control, true));
+    let said = match said {
+        Ok((bytes, _)) => String::from_utf8_lossy(&bytes).into_owned(),
+        Err(error) => error.to_string(),
+    };
+    let said = format!("answer: {said}");
+    std::fs::write(format!("{file}.said"), said).expect("the test's directory");
 }
 
 /// The descriptor that init gave us: duplicated through a pidfd of our own, which needs no unsafe
@@ -107,6 +140,8 @@ fn worker(mood: &str, family: u16, file: &str) {
     let marker = File::create(format!("{file}.beat")).expect("the test's directory");
     match mood {
         "orphans" => leave_orphans(20),
+        "storming" => storm(&participant, file),
+        "usurping" => usurp(file),
         "family" => {
             // Its family: a child, and a daemon that left its session and its parent.
             spawn_sleeper(file);

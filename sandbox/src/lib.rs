@@ -48,3 +48,5 @@ pub use leftovers::clean_up_dead;
 pub use probe::{Probe, probe_isolation};
 pub use spec::{Isolation, SandboxSpec, WorkerSpec};
 pub use status::{SandboxStatus, WorkerState, WorkerStatus};
+#[doc(hidden)]
+pub use wire::parse_packet;

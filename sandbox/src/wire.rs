@@ -121,3 +121,11 @@ pub(crate) fn send_json(
 ) -> io::Result<()> {
     send(socket.as_fd(), &serde_json::to_vec(message)?, fds)
 }
+
+/// Parses a packet as either end of the socket would; whether it is a message of theirs. For the
+/// fuzzer only.
+#[must_use]
+pub fn parse_packet(bytes: &[u8]) -> bool {
+    let request = serde_json::from_slice::<Request>(bytes);
+    request.is_ok() || serde_json::from_slice::<Reply>(bytes).is_ok()
+}

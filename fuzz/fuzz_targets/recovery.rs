@@ -1,0 +1,21 @@
+//! What a dead family left: its guardian repairs any words at all, once and for good.
+#![no_main]
+
+#[path = "../house.rs"]
+mod house;
+
+use house::{AGENT, GRAIN, House, OTHER};
+use libfuzzer_sys::fuzz_target;
+use sandpipe::recover::recover_family;
+
+fuzz_target!(|bytes: &[u8]| {
+    let house = House::new();
+    house.scribble(GRAIN, bytes);
+    let others = [AGENT, OTHER].map(|family| house.words(family));
+    recover_family(house.bus(GRAIN));
+    let repaired = house.words(GRAIN);
+    recover_family(house.bus(GRAIN));
+    assert!(house.words(GRAIN) == repaired, "a second recovery changed something");
+    assert!([AGENT, OTHER].map(|family| house.words(family)) == others);
+    let _ = house.bus(AGENT).audit(GRAIN);
+});

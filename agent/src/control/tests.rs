@@ -69,3 +69,53 @@ fn where_nobody_is_the_remedy_is_named() {
     let error = ask(std::path::Path::new("/nonexistent/x"), Question::Status).unwrap_err();
     assert!(error.to_string().contains("sandpipe run"), "{error}");
 }
+
+/// What a process of the same user may send: lines, halves of lines, noise, nothing.
+#[test]
+fn whatever_is_sent_to_it_it_goes_on_answering() {
+    use std::io::{Read, Write};
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("agent-app.sock");
+    let control = Control::bind(&path, "app").unwrap();
+    let stopped = Arc::new(AtomicBool::new(false));
+    let stop = Arc::clone(&stopped);
+    control
+        .serve(status, move || stop.store(true, Ordering::SeqCst))
+        .unwrap();
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    };
+    let known = [
+        "\"status\"",
+        "{\"shutdown\":1}",
+        "[",
+        "\"Status\"",
+        "null",
+        "\u{1}",
+    ];
+    for round in 0..1000 {
+        let mut stream = std::os::unix::net::UnixStream::connect(&path).unwrap();
+        let mut line = match round % 3 {
+            0 => known[round / 3 % known.len()].as_bytes().to_vec(),
+            1 => (0..next() % 3000).map(|_| next() as u8).collect(),
+            _ => vec![b'"'; (next() % 2000) as usize],
+        };
+        if !next().is_multiple_of(4) {
+            line.push(b'\n');
+        }
+        // It may have had enough of a long line before its end.
+        let _ = stream.write_all(&line);
+        let _ = stream.shutdown(std::net::Shutdown::Write);
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer);
+    }
+    assert_eq!(ask(&path, Question::Status).unwrap(), status());
+    assert!(
+        !stopped.load(Ordering::SeqCst),
+        "noise was taken for an order"
+    );
+}

@@ -37,6 +37,8 @@ fn random_bits_in_every_page_of_one_family_cost_the_others_nothing() {
     let full = std::env::var_os("SANDPIPE_FULL").is_some();
     let seconds = if full { 600 } else { 20 };
     let mut house = House::with_watchdog(Duration::from_secs(seconds * 10));
+    // Another application: it shares nothing.
+    let mut neighbour = House::with_watchdog(Duration::from_secs(seconds * 10));
     let hints = house.hint_page(SPARE);
     let segment = house.raw().clone();
     // SAFETY: the child only flips bits and ends with _exit.
@@ -48,6 +50,7 @@ fn random_bits_in_every_page_of_one_family_cost_the_others_nothing() {
     // SAFETY: asks for the own child.
     while unsafe { libc::waitpid(pid, &raw mut status, libc::WNOHANG) } == 0 {
         house.innocents_lose_nothing();
+        neighbour.innocents_lose_nothing();
         house.park(AGENT, Duration::from_millis(1));
         let _ = house.agent.audit(HOSTILE);
         let _ = lease_state(&house.agent, HOSTILE, S0);
@@ -63,6 +66,7 @@ fn random_bits_in_every_page_of_one_family_cost_the_others_nothing() {
         "the vandal did not finish its {} flips",
         seconds * HZ
     );
+    assert_eq!(neighbour.receiver.refusals().count(), 0);
     assert!(
         rounds > 10 && found_out > 0,
         "{rounds} rounds, {found_out} times found out"

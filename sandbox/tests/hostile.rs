@@ -12,7 +12,10 @@ fn a_worker_that_storms_its_line_is_ended_and_its_neighbour_hears_nothing() {
     let mut agent = Agent::start(&scene.spec(&["storming", "beating"]));
     until("it was ended for its storm", || {
         let worker = &agent.status().workers[0];
-        matches!(&worker.state, WorkerState::Backoff { last_exit, .. } if last_exit == "killed by SIGKILL")
+        let WorkerState::Backoff { last_exit, .. } = &worker.state else {
+            return false;
+        };
+        last_exit == "killed by SIGKILL"
     });
     let storming = agent.status().workers[0].restarts;
     let neighbour = scene.beat("beating-1").expect("it beats");

@@ -8,7 +8,7 @@ use sandpipe::layout::HintBlock;
 use sandpipe::{Bus, Mapping, Memory, PARK_MAX};
 
 use crate::house::{
-    AGENT, CONSUMER, House, INNOCENT, LANE, SPARE, Watchdog, hint_page, publish, topology,
+    AGENT, CONSUMER, House, INNOCENT, LANE, SPARE, Stop, Watchdog, hint_page, publish, topology,
 };
 use crate::sandbox::Sandbox;
 
@@ -23,6 +23,7 @@ fn arrives_while(messages: u128, vandal: impl Fn(&Mapping) + Sync) {
     let hints = hint_page(&mut sandbox, SPARE);
     let (stop, taken) = (AtomicBool::new(false), AtomicU64::new(0));
     std::thread::scope(|scope| {
+        let _stop = Stop(&stop);
         scope.spawn(|| {
             while !stop.load(Relaxed) {
                 vandal(&hints);
@@ -33,6 +34,9 @@ fn arrives_while(messages: u128, vandal: impl Fn(&Mapping) + Sync) {
             for id in 0..messages {
                 // One at a time, so that the agent parks for each.
                 while taken.load(SeqCst) < id as u64 || !publish(&mut instance, &[AGENT], id) {
+                    if stop.load(Relaxed) {
+                        return;
+                    }
                     std::thread::yield_now();
                 }
             }
@@ -52,7 +56,6 @@ fn arrives_while(messages: u128, vandal: impl Fn(&Mapping) + Sync) {
             receiver.acknowledge(place);
             taken.fetch_add(1, SeqCst);
         }
-        stop.store(true, SeqCst);
         // A watchdog: each message waits for at most one park.
         let bound = PARK_MAX * messages as u32 * 10;
         assert!(

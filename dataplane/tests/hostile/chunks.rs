@@ -3,7 +3,7 @@
 use sandpipe::layout::{ChunkDescriptor, LaneHead};
 use sandpipe::{PayloadError, Violation};
 
-use crate::house::{AGENT, CHUNKS, HOSTILE, House, LANE, Raw};
+use crate::house::{AGENT, CHUNKS, HOSTILE, House, LANE, Raw, Stop};
 
 fn chunk(chunk: u64, len: u64) -> Raw {
     Raw {
@@ -72,6 +72,7 @@ fn bytes_that_change_while_they_are_copied_stay_within_the_copy() {
     let raw = house.raw().clone();
     let stop = std::sync::atomic::AtomicBool::new(false);
     std::thread::scope(|scope| {
+        let _stop = Stop(&stop);
         scope.spawn(|| {
             use sandpipe::Memory;
             use std::sync::atomic::Ordering::Relaxed;
@@ -93,7 +94,6 @@ fn bytes_that_change_while_they_are_copied_stay_within_the_copy() {
                     .all(|word| *word == [0; 8] || *word == [0xff; 8])
             );
         }
-        stop.store(true, std::sync::atomic::Ordering::SeqCst);
     });
     house.innocents_lose_nothing();
 }

@@ -1,6 +1,7 @@
 //! One sandbox with an agent, a hostile family and two innocent ones, all in the test's process;
 //! the hostile one writes raw words into its own segment.
 
+use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::time::Duration;
@@ -90,6 +91,15 @@ pub struct House {
     sent: u128,
     participants: Vec<Participant>,
     _watchdog: Watchdog,
+}
+
+/// Tells a test's other thread to end, also when the test fails: a scope waits for its threads.
+pub struct Stop<'a>(pub &'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, SeqCst);
+    }
 }
 
 /// Aborts a test that hangs; dropped, it is off.

@@ -2,7 +2,7 @@
 
 use sandpipe::Violation;
 
-use crate::house::{AGENT, CONSUMER, HOSTILE, House, LANE, Raw};
+use crate::house::{AGENT, CONSUMER, HOSTILE, House, LANE, Raw, Stop};
 
 /// The hostile family sends one honest message, then this one, to the agent and to the consumer.
 fn both_refuse(lie: Raw, violation: Violation) {
@@ -127,6 +127,7 @@ fn words_that_change_while_they_are_read_are_judged_and_used_as_one_copy() {
     let meta_at: Vec<usize> = (0..LANE).map(|p| house.slot(AGENT, p) + 56).collect();
     let (mut believed, mut rounds) = (0, 0);
     std::thread::scope(|scope| {
+        let _stop = Stop(&stop);
         scope.spawn(|| {
             use sandpipe::Memory;
             use std::sync::atomic::Ordering::Relaxed;
@@ -155,7 +156,6 @@ fn words_that_change_while_they_are_read_are_judged_and_used_as_one_copy() {
             }
             rounds += 1;
         }
-        stop.store(true, std::sync::atomic::Ordering::SeqCst);
     });
     assert!(
         believed > 0 && believed < rounds,

@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::functions::function_name;
 use super::{Report, Source};
 
-const SPECIFICATION: &str = "docs/SPECIFICATION.md";
+/// Documents that name tests.
+const DOCUMENTS: [&str; 2] = ["docs/SPECIFICATION.md", "docs/THREAT_MODEL.md"];
 
 /// Each ordering in the data plane names its partner: `SYNC(name)` stands at both ends.
 pub fn sync_names(sources: &[Source], report: &mut Report) {
@@ -32,19 +33,19 @@ pub fn sync_names(sources: &[Source], report: &mut Report) {
 
 /// A promise names its test, and the test exists (as a function; clippy finds one nobody runs).
 pub fn specified_tests(sources: &[Source], report: &mut Report) {
-    let Some(specification) = sources.iter().find(|source| source.path == SPECIFICATION) else {
-        return;
-    };
     let functions: BTreeSet<&str> = sources
         .iter()
         .flat_map(|source| source.text.lines().map(move |line| (source, line)))
         .filter_map(|(source, line)| function_name(line, source.extension()))
         .collect();
-    for (line, test) in tests_named_in(&specification.text) {
-        let name = test.rsplit("::").next().unwrap_or(test);
-        if !functions.contains(name) {
-            let remedy = format!("no function {name}: write the test or correct the name");
-            report.add(specification, line, "specified-test", remedy);
+    let is_document = |source: &&Source| DOCUMENTS.contains(&source.path.as_str());
+    for document in sources.iter().filter(is_document) {
+        for (line, test) in tests_named_in(&document.text) {
+            let name = test.rsplit("::").next().unwrap_or(test);
+            if !functions.contains(name) {
+                let remedy = format!("no function {name}: write the test or correct the name");
+                report.add(document, line, "specified-test", remedy);
+            }
         }
     }
 }

@@ -7,7 +7,7 @@ use sandpipe_abi::layout::{InFlightEntry, LaneHead, OWNER_ORPHAN};
 
 use crate::bus::Bus;
 use crate::chunk::Pool;
-use crate::claim::{Claim, split_owner};
+use crate::claim_word::{Claim, split_owner};
 use crate::lane::claim_at;
 use crate::memory::Memory;
 use crate::message::{Message, read_words};

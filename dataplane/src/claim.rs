@@ -8,12 +8,11 @@
 
 use core::mem::{offset_of, size_of};
 
-use sandpipe_abi::layout::{
-    FamilyHeader, InFlightEntry, InstanceSlot, LaneHead, OWNER_ORPHAN, SlotState,
-};
+use sandpipe_abi::layout::{FamilyHeader, InFlightEntry, InstanceSlot, OWNER_ORPHAN, SlotState};
 
 use crate::bus::Bus;
 use crate::chunk::entry_key;
+use crate::claim_word::{Claim, advance_head, owner_word, split_owner};
 use crate::counters::{Count, Tally};
 use crate::instance::{Ack, ack_of_entry};
 use crate::lane::{LaneReader, Look, claim_at};
@@ -22,42 +21,6 @@ use crate::message::{Message, MessageWords, read_words, write_words};
 use crate::refusal::{Refusal, Refusals, Violation};
 use crate::sync::{AtomicU64, Ordering, full_fence, kill_point};
 use crate::topology::{FamilyIndex, SlotIndex};
-
-/// A claim word: position + 1, the claiming slot, and whether its message was copied out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Claim {
-    pub(crate) position_after: u64,
-    pub(crate) slot: u16,
-    pub(crate) copied: bool,
-}
-
-impl Claim {
-    /// The slot of a claim that recovery took back: anybody may claim the position again.
-    pub(crate) const RETURNED: u16 = 0x7fff;
-
-    pub(crate) fn from_word(word: u64) -> Claim {
-        let slot = (word >> 1 & 0x7fff) as u16;
-        Claim {
-            position_after: word >> 16,
-            slot,
-            copied: word & 1 != 0,
-        }
-    }
-
-    pub(crate) fn to_word(self) -> u64 {
-        self.position_after << 16 | u64::from(self.slot) << 1 | u64::from(self.copied)
-    }
-}
-
-/// The owner word of an in-flight entry.
-pub(crate) fn owner_word(owner: u64, attempt: u64) -> u64 {
-    owner | attempt.min(0xffff) << 16
-}
-
-/// Slot + 1 (or [`OWNER_ORPHAN`], or 0: free) and attempt of an owner word.
-pub(crate) fn split_owner(word: u64) -> (u64, u64) {
-    (word & 0xffff, word >> 16 & 0xffff)
-}
 
 /// A message in the hands of one instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -479,34 +442,5 @@ impl<M: Memory> Claimer<M> {
 
     fn orphans(&self) -> &AtomicU64 {
         self.own.word(offset_of!(FamilyHeader, orphans))
-    }
-}
-
-/// Moves the head of a lane over the prefix that was copied out; every instance helps.
-#[inline]
-pub(crate) fn advance_head(own: &impl Memory, head_at: usize, mask: u64) {
-    let word = own.word(head_at + offset_of!(LaneHead, head));
-    let mut head = word.load(Ordering::Acquire);
-    loop {
-        let claim = own
-            .word(claim_at(head_at, mask, head))
-            .load(Ordering::Acquire);
-        let done = Claim {
-            copied: true,
-            ..Claim::from_word(claim)
-        };
-        // A dead family may have left any head at all: one that has no successor stays.
-        let Some(next) = head.checked_add(1) else {
-            return;
-        };
-        if claim != done.to_word() || done.position_after != next {
-            return;
-        }
-        // SYNC(head): Release pairs with the producer's Acquire of free slots.
-        // SYNC(release): and with its Acquire before it looks for the entry.
-        match word.compare_exchange(head, next, Ordering::AcqRel, Ordering::Acquire) {
-            Ok(_) => head = next,
-            Err(now) => head = now,
-        }
     }
 }

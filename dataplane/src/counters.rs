@@ -13,7 +13,8 @@ use sandpipe_abi::layout::{
 };
 
 use crate::bus::Bus;
-use crate::claim::{Delivery, split_owner};
+use crate::claim::Delivery;
+use crate::claim_word::split_owner;
 use crate::memory::Memory;
 use crate::recover::Repair;
 use crate::sync::Ordering;

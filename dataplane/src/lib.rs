@@ -15,6 +15,7 @@ mod bell;
 mod bus;
 mod chunk;
 mod claim;
+mod claim_word;
 mod counters;
 mod instance;
 mod lane;

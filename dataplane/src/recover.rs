@@ -14,7 +14,7 @@ use sandpipe_abi::layout::{
 
 use crate::bus::Bus;
 use crate::chunk::{Pool, entry_key, split_item};
-use crate::claim::{Claim, advance_head, owner_word, split_owner};
+use crate::claim_word::{Claim, advance_head, owner_word, split_owner};
 use crate::counters::add_repair;
 use crate::instance::item_at;
 use crate::lane::{claim_at, slot_at};

@@ -1,5 +1,6 @@
 //! Lies about who lives, and writers from the past.
 
+use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
 use sandpipe::lease::{LeaseState, lease_state, wait_for_change};
@@ -51,14 +52,10 @@ fn an_older_incarnation_that_writes_on_is_read_by_nobody() {
     house.receiver.rebind(&house.agent);
     // What it published in its life arrives; what it writes after it goes nowhere.
     let at = house.slot(AGENT, 1);
-    for (index, word) in [9_u64, 0, 9, 0, 0, 0, 1 << 32 | 3 << 40]
-        .into_iter()
-        .enumerate()
-    {
-        old.word(at + 8 + index * 8)
-            .store(word, std::sync::atomic::Ordering::SeqCst);
+    for (index, word) in Raw::event(9).words().into_iter().enumerate() {
+        old.word(at + 8 + index * 8).store(word, SeqCst);
     }
-    old.word(at).store(2, std::sync::atomic::Ordering::SeqCst);
+    old.word(at).store(2, SeqCst);
     let (delivery, place) = house.receiver.receive().unwrap();
     assert_eq!(delivery.message.header.id.0, 1);
     house.receiver.acknowledge(place);

@@ -1,6 +1,7 @@
 //! One sandbox with an agent, a hostile family and two innocent ones, all in the test's process;
 //! the hostile one writes raw words into its own segment.
 
+use std::mem::offset_of;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
@@ -338,11 +339,18 @@ impl Raw {
         }
     }
 
-    fn words(self) -> [u64; 15] {
+    /// The word that says what it is.
+    pub fn meta(self) -> u64 {
+        self.len | self.kind << 32 | self.queue << 40 | self.flags << 48
+    }
+
+    pub fn words(self) -> [u64; 15] {
         let mut words = [0; 15];
-        (words[0], words[2]) = (self.id, self.id);
-        words[6] = self.len | self.kind << 32 | self.queue << 40 | self.flags << 48;
-        words[7] = self.body;
+        let mut put = |at: usize, word: u64| words[at / 8 - 1] = word;
+        put(offset_of!(LaneSlot, id), self.id);
+        put(offset_of!(LaneSlot, root), self.id);
+        put(offset_of!(LaneSlot, meta), self.meta());
+        put(offset_of!(LaneSlot, payload), self.body);
         words
     }
 }

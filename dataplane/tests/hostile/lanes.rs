@@ -1,6 +1,9 @@
 //! Lies in the lanes that the agent and a grain read.
 
+use std::mem::offset_of;
+
 use sandpipe::Violation;
+use sandpipe::layout::LaneSlot;
 
 use crate::house::{AGENT, CONSUMER, HOSTILE, House, LANE, Raw, Stop};
 
@@ -100,7 +103,10 @@ fn messages_that_name_themselves_as_parent_and_root_are_messages_like_others() {
     for position in 0..LANE {
         // Id, root and parent in a circle: nothing in the data plane follows them.
         house.forge(AGENT, position, Raw::event(3));
-        house.poke(house.slot(AGENT, position) + 8 + 4 * 8, 3);
+        house.poke(
+            house.slot(AGENT, position) + offset_of!(LaneSlot, parent),
+            3,
+        );
     }
     for _ in 0..LANE {
         let (delivery, place) = house.receiver.receive().unwrap();
@@ -121,10 +127,11 @@ fn words_that_change_while_they_are_read_are_judged_and_used_as_one_copy() {
         kind: 9,
         ..honest
     };
-    let word = |raw: Raw| raw.len | raw.kind << 32 | raw.queue << 40 | raw.flags << 48;
     let raw = house.raw().clone();
     let stop = std::sync::atomic::AtomicBool::new(false);
-    let meta_at: Vec<usize> = (0..LANE).map(|p| house.slot(AGENT, p) + 56).collect();
+    let meta_at: Vec<usize> = (0..LANE)
+        .map(|p| house.slot(AGENT, p) + offset_of!(LaneSlot, meta))
+        .collect();
     let (mut believed, mut rounds) = (0, 0);
     std::thread::scope(|scope| {
         let _stop = Stop(&stop);
@@ -132,7 +139,7 @@ fn words_that_change_while_they_are_read_are_judged_and_used_as_one_copy() {
             use sandpipe::Memory;
             use std::sync::atomic::Ordering::Relaxed;
             while !stop.load(Relaxed) {
-                for value in [word(honest), word(lie)] {
+                for value in [honest.meta(), lie.meta()] {
                     for &at in &meta_at {
                         raw.word(at).store(value, Relaxed);
                     }

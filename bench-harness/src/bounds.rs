@@ -150,13 +150,95 @@ pub const RATIOS: &[Ratio] = &[
         Some(1.05),
         None,
     ),
+    // Of the local bus and of a death each bound is the goal.
     ratio(
-        "bus.rtt_head.1MiB_over_64B",
-        Bound::AtMost(2.0),
-        Some(1.2),
+        "bus.rtt_64.over_minimal_ring",
+        Bound::AtMost(1.15),
+        None,
         None,
     ),
-    ratio("bus.rtt_64B_over_ring", Bound::Printed, Some(1.15), None),
+    ratio("bus.rtt_64.over_named_ring", Bound::Printed, None, None),
+    ratio(
+        "bus.rtt_64_backup.over_minimal_ring",
+        Bound::AtMost(1.20),
+        None,
+        None,
+    ),
+    ratio(
+        "bus.rtt_64_table.over_minimal_ring",
+        Bound::AtMost(1.25),
+        None,
+        None,
+    ),
+    ratio("bus.rtt_64.over_aeron.p50", Bound::AtMost(1.0), None, None),
+    ratio("bus.rtt_64.over_aeron.p999", Bound::AtMost(0.2), None, None),
+    ratio("bus.rtt_64.over_iceoryx2", Bound::AtMost(0.33), None, None),
+    ratio("bus.rtt_head.1MiB_over_64B", Bound::AtMost(1.2), None, None),
+    ratio(
+        "bus.oneway_64.over_aeron.single",
+        Bound::AtLeast(1.3),
+        None,
+        None,
+    ),
+    ratio(
+        "bus.oneway_64.over_aeron.batch",
+        Bound::AtLeast(2.0),
+        None,
+        None,
+    ),
+    ratio(
+        "bus.oneway_64.over_iceoryx2",
+        Bound::AtLeast(20.0),
+        None,
+        None,
+    ),
+    ratio(
+        "bus.oneway_64KiB.over_aeron",
+        Bound::AtLeast(3.0),
+        None,
+        None,
+    ),
+    ratio(
+        "bus.oneway_1MiB.over_iceoryx2",
+        Bound::AtLeast(1.0),
+        None,
+        None,
+    ),
+    ratio(
+        "bus.parked.over_futex.same_core",
+        Bound::AtMost(1.1),
+        None,
+        None,
+    ),
+    ratio(
+        "bus.parked.over_futex.cross_core",
+        Bound::AtMost(1.1),
+        None,
+        None,
+    ),
+    ratio(
+        "bus.oversubscribed.8_grains_p99_over_pipe",
+        Bound::AtMost(2.0),
+        None,
+        None,
+    ),
+    ratio("bus.producers.8_over_1", Bound::AtLeast(0.8), None, None),
+    ratio("bus.publish_syscalls_awake", Bound::AtMost(0.0), None, None),
+    ratio(
+        "bus.first_publish_after_fork.faults",
+        Bound::AtMost(2.0),
+        None,
+        None,
+    ),
+    ratio("bus.memory.idle_queue_bytes", Bound::Printed, None, None),
+    ratio("bus.memory.idle_lane_bytes", Bound::Printed, None, None),
+    ratio(
+        "death.detect.256MiB_over_0.p50",
+        Bound::AtMost(3.0),
+        None,
+        None,
+    ),
+    ratio("death.redelivery_ms.p99", Bound::AtMost(50.0), None, None),
 ];
 
 /// The ratio of that name.
@@ -186,7 +268,7 @@ mod tests {
             );
             let figure = ratio.name.split('.').next().unwrap();
             assert!(
-                ["5b", "5c", "7", "chain", "bus"].contains(&figure),
+                ["5b", "5c", "7", "chain", "bus", "death"].contains(&figure),
                 "{}",
                 ratio.name
             );

@@ -5,24 +5,15 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Signal, set_parent_process_death_signal};
 use rustix::thread::{CpuSet, futex, sched_getaffinity, sched_setaffinity};
-use rustix::time::{ClockId, Timespec, clock_gettime};
+use rustix::time::Timespec;
 
 use crate::error::BenchError;
+
+pub use sandpipe_link::now_ns;
 
 /// How long a peer may stay silent before a probe gives up on it: far beyond any hand-over, so
 /// that it fires for a dead peer and never for a slow machine.
 pub const PEER_SILENCE_MAX: Duration = Duration::from_secs(20);
-
-/// `CLOCK_MONOTONIC` in nanoseconds: the same clock in every process of the machine, also in
-/// Python (`time.monotonic_ns`) and Java (`System.nanoTime`).
-#[must_use]
-#[inline]
-pub fn now_ns() -> u64 {
-    let time = clock_gettime(ClockId::Monotonic);
-    #[expect(clippy::cast_sign_loss, reason = "the monotonic clock starts at boot")]
-    let ns = time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64;
-    ns
-}
 
 /// Pins the calling thread to one CPU.
 ///

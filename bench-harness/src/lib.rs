@@ -9,7 +9,9 @@ pub mod app;
 pub mod bounds;
 pub mod broker;
 pub mod clock;
+pub mod crew;
 pub mod error;
+pub mod external;
 pub mod figures;
 pub mod http;
 #[cfg(feature = "kafka")]
@@ -17,11 +19,13 @@ pub mod kafka;
 #[cfg(not(feature = "kafka"))]
 #[path = "kafka_missing.rs"]
 pub mod kafka;
+pub mod links;
 pub mod load;
 pub mod machine;
 pub mod pair;
 pub mod paper;
 pub mod placement;
+pub mod port;
 pub mod probes;
 pub mod progress;
 pub mod python;

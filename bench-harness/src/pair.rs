@@ -1,23 +1,16 @@
-//! Two processes on one local bus, without grains: the harness forks both and is their guardian.
+//! Two processes on one local bus that publish to each other.
 
-use std::io::{IoSlice, IoSliceMut};
-use std::mem::MaybeUninit;
-use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
-};
 use sandpipe::{
-    Ack, Bus, ChunkClass, Delivery, FamilyIndex, FamilySpec, Guardian, Instance, Mapping,
-    MessageHeader, MessageId, PARK_MAX, Participant, Payload, Place, Reaction, Receiver, SlotIndex,
-    StageError, Target, Topology, TraceStamps,
+    Ack, ChunkClass, Delivery, FamilyIndex, FamilySpec, Instance, Mapping, MessageHeader,
+    MessageId, PARK_MAX, Payload, Place, Receiver, SlotIndex, StageError, Target, Topology,
+    TraceStamps,
 };
 
-use crate::clock::{PEER_SILENCE_MAX, die_with_parent, pin, spin_until};
+use crate::clock::{PEER_SILENCE_MAX, spin_until};
+use crate::crew::{self, Member, Seat};
 use crate::error::BenchError;
-use crate::raw::{Child, fork};
 
 /// The family that sends first.
 pub const FIRST: FamilyIndex = FamilyIndex(1);
@@ -26,8 +19,6 @@ pub const SECOND: FamilyIndex = FamilyIndex(2);
 
 /// Messages that a lane holds.
 const LANE_SLOTS: u32 = 1024;
-/// Largest handshake message: a topology of three families has a few hundred bytes.
-const HANDSHAKE_BYTES_MAX: usize = 4096;
 
 /// Two families that publish to each other, with chunks of 1 KiB and 1 MiB. Family 0, the agent,
 /// takes no part.
@@ -64,162 +55,40 @@ pub fn topology() -> Topology {
 /// Forks a process for each family, each pinned to its CPU, and waits until both have ended well.
 ///
 /// # Errors
-/// If a process cannot be forked or attached, or ends otherwise than with success.
+/// As [`crew::run`].
 pub fn run(
     cpus: [usize; 2],
     first: impl FnOnce(Peer) -> Result<(), BenchError>,
     second: impl FnOnce(Peer) -> Result<(), BenchError>,
 ) -> Result<(), BenchError> {
-    let topology = topology();
-    let mut guardian = Guardian::new(topology).map_err(|e| BenchError::os("guardian", e))?;
-    for family in [FIRST, SECOND] {
-        guardian
-            .make_family(family)
-            .map_err(|e| BenchError::os("family segment", e))?;
-    }
-    let (one, first) = member(FIRST, SECOND, cpus[0], first)?;
-    serve(&mut guardian, FIRST, &[&one])?;
-    let (two, second) = member(SECOND, FIRST, cpus[1], second)?;
-    serve(&mut guardian, SECOND, &[&two, &one])?;
-    for (child, name) in [(first, "the first process"), (second, "the second process")] {
-        match child.wait()? {
-            Some(0) => {}
-            end => return Err(BenchError::peer(name, format!("ended with {end:?}"))),
-        }
-    }
-    Ok(())
-}
-
-/// Forks one family's process; gives the guardian's end of its socket.
-fn member(
-    me: FamilyIndex,
-    other: FamilyIndex,
-    cpu: usize,
-    body: impl FnOnce(Peer) -> Result<(), BenchError>,
-) -> Result<(OwnedFd, Child), BenchError> {
-    let (ours, theirs) = socketpair(
-        AddressFamily::UNIX,
-        SocketType::SEQPACKET,
-        SocketFlags::CLOEXEC,
-        None,
-    )
-    .map_err(|e| BenchError::os("socketpair", e.into()))?;
-    let child = fork(move || {
-        die_with_parent();
-        let run = || {
-            pin(cpu)?;
-            body(Peer::attach(theirs, me, other)?)
-        };
-        match run() {
-            Ok(()) => 0,
-            Err(error) => {
-                eprintln!("sandpipe-bench: family {}: {error}", me.0);
-                1
-            }
-        }
-    })?;
-    Ok((ours, child))
-}
-
-/// Takes one family through the handshake; the others hear of it. `sockets[0]` is its own.
-fn serve(
-    guardian: &mut Guardian,
-    family: FamilyIndex,
-    sockets: &[&OwnedFd],
-) -> Result<(), BenchError> {
-    loop {
-        let message = receive(sockets[0])?;
-        let reaction = guardian.handle(family, &message);
-        match reaction.map_err(|e| BenchError::os("seal", e))? {
-            Reaction::Reply(bytes, fds) => send(sockets[0], &bytes, &fds)?,
-            Reaction::Refuse(bytes) => {
-                send(sockets[0], &bytes, &[])?;
-                return Err(BenchError::peer("the guardian", "refused its own fork"));
-            }
-            Reaction::Sealed => {
-                let (bytes, fds) = guardian.peers_message(family);
-                send(sockets[0], &bytes, &fds)?;
-                let (bytes, fds) = guardian.update_message(family);
-                for other in &sockets[1..] {
-                    send(other, &bytes, &fds)?;
-                }
-            }
-            Reaction::Attached => return Ok(()),
-            Reaction::Unknown => {
-                return Err(BenchError::peer(
-                    "a bus process",
-                    "sent no handshake message",
-                ));
-            }
-        }
-    }
-}
-
-fn receive(socket: &OwnedFd) -> Result<Vec<u8>, BenchError> {
-    let mut bytes = vec![0; HANDSHAKE_BYTES_MAX];
-    let mut no_fds = RecvAncillaryBuffer::default();
-    let mut parts = [IoSliceMut::new(&mut bytes)];
-    let message = recvmsg(socket, &mut parts, &mut no_fds, RecvFlags::empty())
-        .map_err(|e| BenchError::os("handshake", e.into()))?;
-    if message.bytes == 0 {
-        return Err(BenchError::peer(
-            "a bus process",
-            "ended before it was attached",
-        ));
-    }
-    bytes.truncate(message.bytes);
-    Ok(bytes)
-}
-
-fn send(socket: &OwnedFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> Result<(), BenchError> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
-    let mut control = SendAncillaryBuffer::new(&mut space);
-    if !fds.is_empty() {
-        control.push(SendAncillaryMessage::ScmRights(fds));
-    }
-    sendmsg(
-        socket,
-        &[IoSlice::new(bytes)],
-        &mut control,
-        SendFlags::empty(),
-    )
-    .map(|_| ())
-    .map_err(|e| BenchError::os("handshake", e.into()))
+    let first = Member::new(FIRST, cpus[0], |seat| first(Peer::new(seat, FIRST, SECOND)));
+    let second = Member::new(SECOND, cpus[1], |seat| {
+        second(Peer::new(seat, SECOND, FIRST))
+    });
+    crew::run(topology(), vec![first, second])
 }
 
 /// One process's end of the pair.
 #[derive(Debug)]
 pub struct Peer {
-    bus: Bus<Mapping>,
+    seat: Seat,
     instance: Instance<Mapping>,
     receiver: Receiver<Mapping>,
     me: FamilyIndex,
     other: FamilyIndex,
     sent: u128,
-    /// Kept open: its closing would tell the guardian of a death.
-    _line: Participant,
 }
 
 impl Peer {
-    fn attach(socket: OwnedFd, me: FamilyIndex, other: FamilyIndex) -> Result<Peer, BenchError> {
-        let wrong = |e: sandpipe::AttachError| BenchError::peer("attach", e.to_string());
-        let (mut line, mut bus) =
-            Participant::attach(socket, me, PEER_SILENCE_MAX).map_err(wrong)?;
-        let mut updated = Ok(false);
-        spin_until("the other bus process", || {
-            updated = line.update(&mut bus);
-            updated.is_err() || bus.segment(other).is_some()
-        })?;
-        updated.map_err(wrong)?;
-        Ok(Peer {
-            instance: bus.instance(SlotIndex(0)),
-            receiver: bus.receiver(),
-            bus,
+    fn new(seat: Seat, me: FamilyIndex, other: FamilyIndex) -> Peer {
+        Peer {
+            instance: seat.bus.instance(SlotIndex(0)),
+            receiver: seat.bus.receiver(),
+            seat,
             me,
             other,
             sent: 0,
-            _line: line,
-        })
+        }
     }
 
     fn header(&mut self) -> MessageHeader {
@@ -291,7 +160,7 @@ impl Peer {
     /// # Errors
     /// As [`Peer::receive_spinning`].
     pub fn receive_parked(&mut self, bytes: &mut [u8]) -> Result<(Delivery, Place), BenchError> {
-        let bell = self.bus.bell(self.me);
+        let bell = self.seat.bus.bell(self.me);
         let parks_max = PEER_SILENCE_MAX.as_millis() / PARK_MAX.as_millis();
         for _ in 0..parks_max {
             if let received @ Some(_) = self.receiver.receive() {
@@ -314,7 +183,8 @@ impl Peer {
         bytes: &mut [u8],
     ) -> Result<(Delivery, Place), BenchError> {
         let received = received.ok_or_else(|| BenchError::peer("the local bus", "no message"))?;
-        self.bus
+        self.seat
+            .bus
             .payload_of(&received.0)
             .map_err(|e| BenchError::peer("the local bus", e.to_string()))?
             .copy_to(bytes);

@@ -1,5 +1,7 @@
 //! Interleaved rounds: cases that are compared run back to back, ratios are taken inside a block.
 
+mod plan;
+
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
@@ -9,113 +11,7 @@ use crate::placement::{Look, Placement};
 use crate::progress::Progress;
 use crate::stats::{Samples, median};
 
-/// Measures one case: takes the number of samples wanted, gives about as many.
-pub type Runner<'a> = Box<dyn FnMut(usize) -> Result<Samples, BenchError> + 'a>;
-
-/// One thing measured.
-pub struct Case<'a> {
-    /// What, as the report's rows name it.
-    pub case: String,
-    /// By whom: Rust, Python, floor…
-    pub series: String,
-    /// Samples wanted in each round.
-    pub samples: usize,
-    /// How.
-    pub run: Runner<'a>,
-}
-
-/// Cases that run back to back between two probes of the placement.
-#[derive(Clone, Debug)]
-pub struct Block {
-    /// Indices into the plan's cases; a case may be in several blocks.
-    pub cases: Vec<usize>,
-    /// Whether it is repeated only while the cores are near each other, if they ever are.
-    pub near: bool,
-}
-
-/// A ratio of two cases' medians inside one block.
-#[derive(Clone, Debug)]
-pub struct RatioOf {
-    /// Its stable name.
-    pub name: &'static str,
-    /// The case on top.
-    pub over: usize,
-    /// What it is divided by.
-    pub under: Under,
-}
-
-/// What stands below a ratio.
-#[derive(Clone, Copy, Debug)]
-pub enum Under {
-    /// The median of another case of the same block.
-    Case(usize),
-    /// So many ns: the ratio is the case's own median in a unit.
-    Ns(f64),
-}
-
-/// What a figure wants measured.
-#[derive(Default)]
-pub struct Plan<'a> {
-    /// All cases; also the order of the report's rows.
-    pub cases: Vec<Case<'a>>,
-    /// Which of them run back to back.
-    pub blocks: Vec<Block>,
-    /// What to compare; both cases of a ratio must share a block.
-    pub ratios: Vec<RatioOf>,
-}
-
-impl<'a> Plan<'a> {
-    /// Adds a case and gives its index.
-    pub fn case(
-        &mut self,
-        case: &str,
-        series: &str,
-        samples: usize,
-        run: impl FnMut(usize) -> Result<Samples, BenchError> + 'a,
-    ) -> usize {
-        self.cases.push(Case {
-            case: case.to_owned(),
-            series: series.to_owned(),
-            samples,
-            run: Box::new(run),
-        });
-        self.cases.len() - 1
-    }
-
-    /// Adds a block whose placement matters.
-    pub fn near_block(&mut self, cases: &[usize]) {
-        self.blocks.push(Block {
-            cases: cases.to_vec(),
-            near: true,
-        });
-    }
-
-    /// Adds a block of cases that the scheduler places as it likes.
-    pub fn block(&mut self, cases: &[usize]) {
-        self.blocks.push(Block {
-            cases: cases.to_vec(),
-            near: false,
-        });
-    }
-
-    /// Adds a ratio.
-    pub fn ratio(&mut self, name: &'static str, over: usize, under: usize) {
-        self.ratios.push(RatioOf {
-            name,
-            over,
-            under: Under::Case(under),
-        });
-    }
-
-    /// Adds a number that is no quotient of two cases: the median of one, in units of `unit_ns`.
-    pub fn value(&mut self, name: &'static str, case: usize, unit_ns: f64) {
-        self.ratios.push(RatioOf {
-            name,
-            over: case,
-            under: Under::Ns(unit_ns),
-        });
-    }
-}
+pub use plan::{Block, Case, Of, Plan, RatioOf, Runner, Under};
 
 /// One run of one block.
 #[derive(Debug)]
@@ -133,6 +29,8 @@ pub struct Outcome {
     pub cases: Vec<Samples>,
     /// The ratio of each round that counts, by the plan's order of ratios.
     pub ratios: Vec<(&'static str, Vec<f64>)>,
+    /// The same in the placements that do not count, beside them: median over rounds.
+    pub elsewhere: Vec<(&'static str, Placement, f64)>,
     /// Cases that gave nothing, and why.
     pub failures: Vec<String>,
     /// What a reader must know about the rounds.
@@ -152,6 +50,9 @@ impl Outcome {
 
 /// How long a near block waits while the host keeps the cores far apart.
 const NEAR_WAIT_MAX: Duration = Duration::from_millis(1500);
+/// How long all blocks of a run wait together, if it has more than one round: a host may keep the
+/// cores far apart for minutes.
+const PATIENCE: Duration = Duration::from_secs(30);
 /// Pause between two looks at the placement while waiting.
 const NEAR_LOOK_EVERY: Duration = Duration::from_millis(10);
 /// Part of the samples that the cold round takes.
@@ -169,6 +70,7 @@ pub fn run(plan: Plan<'_>, rounds: usize, progress: &Progress) -> Result<Outcome
         failures: Vec::new(),
         dropped: 0,
         runs: Vec::new(),
+        patience: if rounds > 1 { PATIENCE } else { Duration::ZERO },
         plan,
         progress,
     };
@@ -190,17 +92,23 @@ struct RoundRunner<'a, 'p> {
     dropped: usize,
     broken: BTreeSet<usize>,
     failures: Vec<String>,
+    /// How much longer this run waits for cores that are far apart.
+    patience: Duration,
 }
 
 impl RoundRunner<'_, '_> {
     fn block(&mut self, round: usize, block: usize) -> Result<(), BenchError> {
-        let Block { cases, near } = self.plan.blocks[block].clone();
+        let Block {
+            cases,
+            near,
+            in_order,
+        } = self.plan.blocks[block].clone();
         let cold = round == 0;
-        let before = look(near && !cold)?;
+        let before = look((near && !cold).then_some(&mut self.patience))?;
         let mut samples: Vec<Option<Samples>> = vec![None; cases.len()];
         // Every other round backwards, so that no case is always the one that runs first.
         let mut order: Vec<usize> = (0..cases.len()).collect();
-        if round % 2 == 1 {
+        if round % 2 == 1 && !in_order {
             order.reverse();
         }
         for place in order {
@@ -209,7 +117,7 @@ impl RoundRunner<'_, '_> {
         if cold {
             return Ok(());
         }
-        if near && moved(before, look(false)?) {
+        if near && moved(before, look(None)?) {
             self.dropped += 1;
         } else {
             self.runs.push(BlockRun {
@@ -267,19 +175,40 @@ impl RoundRunner<'_, '_> {
             }
         }
         let ratios = self.plan.ratios.iter().map(|ratio| {
-            let values = self
-                .runs
-                .iter()
-                .filter(counts)
-                .filter_map(|run| self.pair(run, ratio));
+            let runs = self.runs.iter().filter(counts);
+            let values = runs.filter_map(|run| self.pair(run, ratio));
             (ratio.name, values.collect())
         });
         Outcome {
             ratios: ratios.collect(),
+            elsewhere: self.elsewhere(chosen),
             cases,
             failures: self.failures,
             notes,
         }
+    }
+
+    /// The ratios of the blocks that ran in another placement than the chosen one.
+    fn elsewhere(&self, chosen: Option<Placement>) -> Vec<(&'static str, Placement, f64)> {
+        let others = [Placement::Sibling, Placement::Near, Placement::Far]
+            .into_iter()
+            .filter(|placement| chosen.is_some_and(|chosen| chosen != *placement));
+        let of = |placement: Placement, ratio: &RatioOf| {
+            let runs = self
+                .runs
+                .iter()
+                .filter(|run| self.plan.blocks[run.block].near && run.placement == placement);
+            let values: Vec<f64> = runs.filter_map(|run| self.pair(run, ratio)).collect();
+            median(&values).map(|value| (ratio.name, placement, value))
+        };
+        others
+            .flat_map(|placement| {
+                self.plan
+                    .ratios
+                    .iter()
+                    .filter_map(move |r| of(placement, r))
+            })
+            .collect()
     }
 
     /// Near if at least a quarter of the runs were; else the placement with the most runs.
@@ -320,18 +249,22 @@ impl RoundRunner<'_, '_> {
                 .as_ref()
                 .filter(|samples| samples.count() > 0)
         };
-        let over = of(ratio.over)?.p50_ns();
+        let value = |samples: &Samples| match ratio.of {
+            Of::Quantile(q) => samples.quantile_ns(q),
+            Of::Mean => samples.mean_ns(),
+        };
+        let over = value(of(ratio.over)?);
         let under = match ratio.under {
-            Under::Case(case) => of(case)?.p50_ns(),
+            Under::Case(case) => value(of(case)?),
             Under::Ns(unit_ns) => unit_ns,
         };
         (under > 0.0).then(|| over / under)
     }
 }
 
-/// The placement now, or, `wanting_near`, as soon as the cores are not far apart (bounded); `None`
+/// The placement now, or, with patience, as soon as the cores are not far apart (bounded); `None`
 /// on a machine with one CPU.
-fn look(wanting_near: bool) -> Result<Option<Look>, BenchError> {
+fn look(mut patience: Option<&mut Duration>) -> Result<Option<Look>, BenchError> {
     let Ok(cpus) = two_cpus() else {
         return Ok(None);
     };
@@ -339,7 +272,12 @@ fn look(wanting_near: bool) -> Result<Option<Look>, BenchError> {
     loop {
         let look = Look::now(cpus)?;
         let far = look.placement() == Placement::Far;
-        if !wanting_near || !far || start.elapsed() > NEAR_WAIT_MAX {
+        let wait_max = patience.as_deref().map_or(Duration::ZERO, |p| *p);
+        let waited = start.elapsed();
+        if !far || waited >= wait_max.min(NEAR_WAIT_MAX) {
+            if let Some(patience) = patience.as_deref_mut() {
+                *patience = patience.saturating_sub(waited);
+            }
             return Ok(Some(look));
         }
         std::thread::sleep(NEAR_LOOK_EVERY);

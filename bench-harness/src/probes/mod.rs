@@ -3,5 +3,4 @@
 
 pub mod cache_line;
 pub mod fork;
-pub mod ring;
 pub mod wake;

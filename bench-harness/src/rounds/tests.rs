@@ -21,6 +21,7 @@ fn runner<'a>(near: bool, runs: Vec<BlockRun>, progress: &'a Progress) -> RoundR
     plan.blocks.push(Block {
         cases: vec![floor, case],
         near,
+        in_order: false,
     });
     plan.ratio("r", case, floor);
     plan.value("ns", case, 1.0);
@@ -32,6 +33,7 @@ fn runner<'a>(near: bool, runs: Vec<BlockRun>, progress: &'a Progress) -> RoundR
         dropped,
         broken,
         failures,
+        patience: Duration::ZERO,
     }
 }
 
@@ -108,6 +110,7 @@ fn a_case_that_fails_is_named_once_and_the_others_go_on() {
     plan.blocks.push(Block {
         cases: vec![good, bad],
         near: false,
+        in_order: false,
     });
     plan.ratio("bad_over_good", bad, good);
     // Probing forks, which a test process with threads must not: drive the cases directly.
@@ -120,6 +123,7 @@ fn a_case_that_fails_is_named_once_and_the_others_go_on() {
         dropped,
         broken,
         failures,
+        patience: Duration::ZERO,
     };
     for _ in 0..3 {
         let samples = vec![runner.case(0, false), runner.case(1, false)];

@@ -1,117 +1,21 @@
-//! Shared pages and forks: the harness's only unsafe code.
+//! Shared pages, forks, and counts of page faults and system calls: the harness's only unsafe code.
+
+mod calls;
+mod pages;
+mod words;
 
 use std::io;
 use std::os::unix::process::CommandExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::Command;
-use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU32, AtomicU64};
 
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, kill_process, waitpid};
 
 use crate::error::BenchError;
 
-/// Words that a process shares with the children it forks.
-///
-/// Word `i` lies on its own pair of cache lines, so that two words never share one (the adjacent
-/// line is fetched along by many CPUs). The pages are populated: a first touch costs microseconds
-/// and would be measured instead of the hand-over.
-#[derive(Debug)]
-pub struct SharedWords {
-    base: NonNull<u8>,
-    len_bytes: usize,
-    stride_bytes: usize,
-    count: usize,
-}
-
-impl SharedWords {
-    /// Maps `count` words, all zero, each on its own 128 bytes.
-    ///
-    /// # Errors
-    /// The kernel's answer when the memory cannot be mapped.
-    pub fn new(count: usize) -> Result<SharedWords, BenchError> {
-        SharedWords::with_stride(count, 128)
-    }
-
-    /// Maps `count` words side by side, for results that nobody polls.
-    ///
-    /// # Errors
-    /// The kernel's answer when the memory cannot be mapped.
-    pub fn packed(count: usize) -> Result<SharedWords, BenchError> {
-        SharedWords::with_stride(count, 8)
-    }
-
-    fn with_stride(count: usize, stride_bytes: usize) -> Result<SharedWords, BenchError> {
-        let len_bytes = (count * stride_bytes).max(4096);
-        // SAFETY: a fresh anonymous mapping at an address that the kernel chooses overlaps
-        // nothing of ours.
-        let base = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                len_bytes,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_POPULATE,
-                -1,
-                0,
-            )
-        };
-        if base == libc::MAP_FAILED {
-            let source = io::Error::last_os_error();
-            return Err(BenchError::os(
-                format!("cannot map {len_bytes} shared bytes"),
-                source,
-            ));
-        }
-        let base = NonNull::new(base.cast()).expect("mmap without MAP_FIXED never returns page 0");
-        Ok(SharedWords {
-            base,
-            len_bytes,
-            stride_bytes,
-            count,
-        })
-    }
-
-    /// The 64-bit word `index`.
-    ///
-    /// # Panics
-    /// If there is no such word.
-    #[must_use]
-    pub fn word(&self, index: usize) -> &AtomicU64 {
-        assert!(index < self.count, "word {index} of {}", self.count);
-        // SAFETY: inside the mapping (index < count, checked above), 8-byte aligned (the base is a
-        // page, the stride a multiple of 8), alive as long as `self`; only atomics touch it.
-        unsafe {
-            self.base
-                .add(index * self.stride_bytes)
-                .cast::<AtomicU64>()
-                .as_ref()
-        }
-    }
-
-    /// The futex word `index`: the low half of the 64-bit word. Use an index for one kind only.
-    ///
-    /// # Panics
-    /// If there is no such word.
-    #[must_use]
-    pub fn futex(&self, index: usize) -> &AtomicU32 {
-        assert!(index < self.count, "word {index} of {}", self.count);
-        // SAFETY: as in `word`; 4 bytes at an 8-byte boundary.
-        unsafe {
-            self.base
-                .add(index * self.stride_bytes)
-                .cast::<AtomicU32>()
-                .as_ref()
-        }
-    }
-}
-
-impl Drop for SharedWords {
-    fn drop(&mut self) {
-        // SAFETY: exactly the mapping made in `with_stride`; references into it cannot outlive
-        // `self`.
-        unsafe { libc::munmap(self.base.as_ptr().cast(), self.len_bytes) };
-    }
-}
+pub use calls::{Stretch, count_calls};
+pub use pages::{own_private_pages, page_faults};
+pub use words::SharedWords;
 
 /// A forked child; killed and reaped when it goes out of scope.
 #[derive(Debug)]

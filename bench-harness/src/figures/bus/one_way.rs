@@ -1,0 +1,139 @@
+//! One way: as much as goes through.
+
+use sandpipe_link::one_way::Stream;
+use sandpipe_link::program::Kind;
+
+use super::local::{self, Lane};
+use super::peers::{Peers, task};
+use super::round_trips::peer_case;
+use super::{Sheet, size};
+use crate::rounds::Of;
+
+const KIB: usize = 1 << 10;
+const MIB: usize = 1 << 20;
+
+/// A size, and how it is streamed.
+struct Row {
+    len: usize,
+    samples: usize,
+    together: usize,
+    /// Messages that a producer's lane holds: above the second-level cache for small ones.
+    lane_slots: u32,
+    /// Messages of one commit where they are published in batches.
+    batch: usize,
+}
+
+const ROWS: [Row; 4] = [
+    Row {
+        len: 64,
+        samples: 100,
+        together: 20_000,
+        lane_slots: 16_384,
+        batch: 16,
+    },
+    Row {
+        len: KIB,
+        samples: 60,
+        together: 2000,
+        lane_slots: 1024,
+        batch: 16,
+    },
+    Row {
+        len: 64 * KIB,
+        samples: 40,
+        together: 100,
+        lane_slots: 64,
+        batch: 16,
+    },
+    Row {
+        len: MIB,
+        samples: 30,
+        together: 10,
+        lane_slots: 8,
+        batch: 4,
+    },
+];
+const PRODUCERS: [u16; 3] = [1, 2, 8];
+
+pub(super) fn add<'a>(sheet: &mut Sheet<'a>, peers: &'a Peers) {
+    for row in &ROWS {
+        let own = row.own(sheet);
+        let [one, .., eight] = own;
+        let [single, batch] = one;
+        let mut paired = vec![single, batch];
+        if row.len == 64 {
+            let [eight_single, _] = eight;
+            sheet.plan.pair_block(&[single, eight_single]);
+            throughput(sheet, "bus.producers.8_over_1", eight_single, single);
+        }
+        for peer in peers.all() {
+            let task = task(Kind::OneWay, sheet.cpus, row.len, row.samples, row.together);
+            let theirs = peer_case(sheet, &row.name(), peer, task);
+            sheet.plan.pair_block(&[theirs, single, batch]);
+            paired.clear();
+            match (row.len, peer.series) {
+                (64, "Aeron") => {
+                    throughput(sheet, "bus.oneway_64.over_aeron.single", single, theirs);
+                    throughput(sheet, "bus.oneway_64.over_aeron.batch", batch, theirs);
+                }
+                (64, _) => throughput(sheet, "bus.oneway_64.over_iceoryx2", batch, theirs),
+                (0x1_0000, "Aeron") => {
+                    throughput(sheet, "bus.oneway_64KiB.over_aeron", single, theirs);
+                }
+                (MIB, "iceoryx2") => {
+                    throughput(sheet, "bus.oneway_1MiB.over_iceoryx2", single, theirs);
+                }
+                _ => {}
+            }
+        }
+        if !paired.is_empty() {
+            sheet.plan.pair_block(&paired);
+        }
+        for cases in &own[1..] {
+            sheet.plan.pair_block(cases);
+        }
+    }
+}
+
+/// Messages a second over messages a second: the inverse of their times.
+fn throughput(sheet: &mut Sheet<'_>, name: &'static str, over: usize, under: usize) {
+    sheet.plan.ratio_of(name, Of::Mean, under, over);
+}
+
+impl Row {
+    fn name(&self) -> String {
+        format!("1000 × {} one way", size(self.len))
+    }
+
+    /// Our cases: for each count of producers, published one at a time and in batches.
+    fn own(&'static self, sheet: &mut Sheet<'_>) -> [[usize; 2]; PRODUCERS.len()] {
+        let cpus = sheet.cpus;
+        PRODUCERS.map(|producers| {
+            [1, self.batch].map(|batch| {
+                let lane = Lane {
+                    slots: self.lane_slots,
+                    batch,
+                    producers,
+                };
+                let published = match batch {
+                    1 => "one at a time".to_owned(),
+                    _ => format!("by {batch}"),
+                };
+                let plural = if producers == 1 { "" } else { "s" };
+                let name = format!(
+                    "{}, {producers} producer{plural}, {published}, lane of {}",
+                    self.name(),
+                    self.lane_slots
+                );
+                sheet.case(&name, "Sandpipe", self.samples, move |samples| {
+                    let stream = Stream {
+                        len: self.len,
+                        samples,
+                        together: self.together,
+                    };
+                    local::one_way(cpus, stream, lane)
+                })
+            })
+        })
+    }
+}

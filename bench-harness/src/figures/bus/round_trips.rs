@@ -1,0 +1,184 @@
+//! Round trips with both sides awake.
+
+use sandpipe_link::program::{Kind, Task};
+use sandpipe_link::round_trip::Trips;
+
+use super::local::{self, Way};
+use super::peers::{Peer, Peers, task};
+use super::{Sheet, size};
+use crate::links::ring::{self, Place};
+use crate::links::stream;
+use crate::links::{self};
+use crate::port::Hands;
+use crate::rounds::Of;
+
+const KIB: usize = 1 << 10;
+const MIB: usize = 1 << 20;
+/// Bytes, samples of a round, round trips timed together: from 64 KiB on one takes microseconds.
+const SIZES: [(usize, usize, usize); 6] = [
+    (64, 200, 100),
+    (KIB, 100, 100),
+    (4 * KIB, 60, 100),
+    (64 * KIB, 300, 1),
+    (MIB, 60, 1),
+    (16 * MIB, 6, 1),
+];
+/// Round trips timed singly, for the tail.
+const SINGLY: usize = 20_000;
+
+pub(super) fn add<'a>(sheet: &mut Sheet<'a>, peers: &'a Peers) {
+    let own: Vec<usize> = SIZES
+        .iter()
+        .map(|&size| of_size(sheet, size, peers))
+        .collect();
+    floors(sheet, own[0]);
+    heads(sheet, peers);
+    tails(sheet, peers);
+}
+
+/// All rows of one size in one block; the ratios of 64 bytes.
+fn of_size<'a>(
+    sheet: &mut Sheet<'a>,
+    (len, samples, together): (usize, usize, usize),
+    peers: &'a Peers,
+) -> usize {
+    let cpus = sheet.cpus;
+    let name = format!("round trip, {}", size(len));
+    let trips = move |n| Trips::busy(len, n, together);
+    let own = sheet.case(&name, "Sandpipe", samples, move |n| {
+        local::round_trips(cpus, trips(n), Way::touching(len))
+    });
+    let few = samples.min(30);
+    let mut block = Vec::new();
+    for (kind, series) in [
+        (stream::Kind::Pipe, "pipe"),
+        (stream::Kind::UnixSocket, "Unix socket"),
+    ] {
+        block.push(sheet.case(&name, series, few, move |n| {
+            let [first, second] = stream::ends(kind, len)?;
+            links::round_trips(cpus, Trips::busy(len, n, together.min(10)), first, second)
+        }));
+    }
+    block.push(own);
+    sheet.plan.pair_block(&block);
+    for peer in peers.all().filter(|peer| len <= peer.len_max) {
+        let theirs = peer_case(
+            sheet,
+            &name,
+            peer,
+            task(Kind::RoundTrip, cpus, len, samples, together),
+        );
+        match (len, peer.series) {
+            (64, "iceoryx2") => sheet.median("bus.rtt_64.over_iceoryx2", own, theirs),
+            (64, _) => sheet.median("bus.rtt_64.over_aeron.p50", own, theirs),
+            _ => sheet.plan.pair_block(&[theirs, own]),
+        }
+    }
+    own
+}
+
+/// Runs a task of a peer as a case.
+pub(super) fn peer_case<'a>(
+    sheet: &mut Sheet<'a>,
+    name: &str,
+    peer: &'a Peer,
+    task: Task,
+) -> usize {
+    sheet.case(name, peer.series, task.samples, move |samples| {
+        peer.program.measure(&Task {
+            samples,
+            ..task.clone()
+        })
+    })
+}
+
+/// The minimal ring just before each of our ways.
+fn floors(sheet: &mut Sheet<'_>, plain: usize) {
+    let cpus = sheet.cpus;
+    let (len, samples, together) = SIZES[0];
+    let trips = move |n| Trips::busy(len, n, together);
+    let name = "round trip, 64 B";
+    let mut floor = |series, place| {
+        sheet.case(name, series, samples, move |n| {
+            let [first, second] = ring::ends(place)?;
+            links::round_trips(cpus, trips(n), first, second)
+        })
+    };
+    let ring = floor("minimal ring, memfd", Place::Memfd);
+    let named = floor("minimal ring, shared_memory", Place::NamedSegment);
+    let whole = Way::touching(len);
+    let mut way = |case: &str, way| {
+        sheet.case(&format!("{name}, {case}"), "Sandpipe", samples, move |n| {
+            local::round_trips(cpus, trips(n), way)
+        })
+    };
+    let backup = way(
+        "with the agent's copy",
+        Way {
+            backup: true,
+            ..whole
+        },
+    );
+    let table = way(
+        "through the in-flight table",
+        Way {
+            hands: Hands::Table,
+            ..whole
+        },
+    );
+    sheet.median("bus.rtt_64.over_minimal_ring", plain, ring);
+    sheet.median("bus.rtt_64.over_named_ring", plain, named);
+    sheet.median("bus.rtt_64_backup.over_minimal_ring", backup, ring);
+    sheet.median("bus.rtt_64_table.over_minimal_ring", table, ring);
+}
+
+/// Messages of which only the first 64 bytes are written and read.
+fn heads<'a>(sheet: &mut Sheet<'a>, peers: &'a Peers) {
+    let cpus = sheet.cpus;
+    let (touched, samples, together) = SIZES[0];
+    let mut own = [0; 2];
+    for (index, len) in [touched, MIB].into_iter().enumerate() {
+        let name = format!("round trip, {}, 64 B touched", size(len));
+        own[index] = sheet.case(&name, "Sandpipe", samples, move |n| {
+            let trips = Trips::busy(len, n, together);
+            local::round_trips(cpus, trips, Way::touching(touched))
+        });
+        if let (Some(peer), MIB) = (&peers.iceoryx2, len) {
+            let task = Task {
+                touched,
+                ..task(Kind::RoundTrip, cpus, len, samples, together)
+            };
+            let theirs = peer_case(sheet, &name, peer, task);
+            sheet.plan.pair_block(&[theirs, own[1]]);
+        }
+    }
+    sheet.median("bus.rtt_head.1MiB_over_64B", own[1], own[0]);
+}
+
+/// Round trips of 64 bytes timed one by one.
+fn tails<'a>(sheet: &mut Sheet<'a>, peers: &'a Peers) {
+    let cpus = sheet.cpus;
+    let name = "round trip, 64 B, timed singly";
+    let own = sheet.case(name, "Sandpipe", SINGLY, move |n| {
+        local::round_trips(cpus, Trips::busy(64, n, 1), Way::touching(64))
+    });
+    for peer in peers.all() {
+        let theirs = peer_case(
+            sheet,
+            name,
+            peer,
+            task(Kind::RoundTrip, cpus, 64, SINGLY, 1),
+        );
+        if peer.series == "Aeron" {
+            let tail = Of::Quantile(0.999);
+            sheet
+                .plan
+                .pair("bus.rtt_64.over_aeron.p999", tail, own, theirs);
+        } else {
+            sheet.plan.pair_block(&[theirs, own]);
+        }
+    }
+    if peers.all().next().is_none() {
+        sheet.plan.pair_block(&[own]);
+    }
+}

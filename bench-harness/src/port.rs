@@ -1,0 +1,348 @@
+//! One process's end of the local bus as a [`Link`]: run to completion, the acknowledgement of a
+//! message committed together with the next one that is sent.
+
+use std::time::Duration;
+
+use sandpipe::{
+    Ack, Body, Bus, Claimer, Delivery, FamilyIndex, Instance, Loan, LoanError, Mapping, Memory,
+    MessageHeader, MessageId, Payload, Place, Receiver, SlotIndex, StageError, TraceStamps,
+    monotonic_ns,
+};
+use sandpipe_link::{Link, Seen};
+
+use crate::clock::{PEER_SILENCE_MAX, spin_until};
+use crate::error::BenchError;
+
+/// Largest payload that travels in the lane slot.
+const INLINE_BYTES_MAX: usize = 64;
+
+/// How a receiver waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wait {
+    /// Looks again at once.
+    Spin,
+    /// Gives the core away between two looks.
+    Yield,
+    /// Sleeps on the queue's bell at once (spin 0).
+    Park,
+}
+
+/// How messages are received.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hands {
+    /// Alone, in place.
+    Receiver,
+    /// Through the table of messages in flight, as the instances of a pool do.
+    Table,
+}
+
+/// What a port does.
+#[derive(Clone, Copy, Debug)]
+pub struct Habit {
+    /// To whom it sends.
+    pub to: FamilyIndex,
+    /// Its instance slot.
+    pub slot: SlotIndex,
+    /// Bytes of each message that it touches.
+    pub touched: usize,
+    /// Messages of one commit.
+    pub batch: usize,
+    /// Whether a copy for the agent stands in each commit.
+    pub backup: bool,
+    /// How it receives.
+    pub hands: Hands,
+    /// How it waits.
+    pub wait: Wait,
+}
+
+impl Habit {
+    /// Sends whole messages, one a commit, and spins.
+    #[must_use]
+    pub fn to(to: FamilyIndex, touched: usize) -> Habit {
+        Habit {
+            to,
+            slot: SlotIndex(0),
+            touched,
+            batch: 1,
+            backup: false,
+            hands: Hands::Receiver,
+            wait: Wait::Spin,
+        }
+    }
+}
+
+#[derive(Debug)]
+enum Ear {
+    Receiver(Receiver<Mapping>),
+    Table(Claimer<Mapping>),
+}
+
+/// A received message that is not acknowledged yet.
+#[derive(Debug)]
+struct Held {
+    ack: Ack,
+    place: Option<Place>,
+}
+
+/// A process's end.
+#[derive(Debug)]
+pub struct Port {
+    bus: Bus<Mapping>,
+    instance: Instance<Mapping>,
+    ear: Ear,
+    habit: Habit,
+    held: Option<Held>,
+    loan: Option<Loan>,
+    staged: usize,
+    sent: u128,
+    /// The agent's end, in the process that plays the agent.
+    agent: Option<Receiver<Mapping>>,
+}
+
+impl Port {
+    /// An end of the bus.
+    #[must_use]
+    pub fn new(bus: &Bus<Mapping>, habit: Habit) -> Port {
+        let ear = match habit.hands {
+            Hands::Receiver => Ear::Receiver(bus.receiver()),
+            Hands::Table => Ear::Table(bus.claimer(habit.slot)),
+        };
+        Port {
+            instance: bus.instance(habit.slot),
+            ear,
+            habit,
+            held: None,
+            loan: None,
+            staged: 0,
+            sent: 0,
+            agent: None,
+            bus: bus.clone(),
+        }
+    }
+
+    /// Takes the agent's part as well: [`Link::flush`] empties its queue.
+    #[must_use]
+    pub fn with_agent(mut self, agent: &Bus<Mapping>) -> Port {
+        self.agent = Some(agent.receiver());
+        self
+    }
+
+    /// Sends to somebody else from now on.
+    pub fn turn_to(&mut self, to: FamilyIndex) {
+        self.habit.to = to;
+    }
+
+    /// Stages one message, also its backup copy, for the next commit; false if there is no room.
+    ///
+    /// # Errors
+    /// If the bus refuses it for good.
+    #[inline]
+    pub fn stage(&mut self, message: &[u8]) -> Result<bool, BenchError> {
+        if message.len() > INLINE_BYTES_MAX && self.loan.is_none() {
+            let Some(mut loan) = self.borrow(message.len())? else {
+                return Ok(false);
+            };
+            let touched = self.habit.touched;
+            let bytes = self.instance.memory().loan_bytes(&mut loan);
+            bytes[..touched].copy_from_slice(&message[..touched]);
+            self.loan = Some(loan);
+        }
+        let payload = match &self.loan {
+            Some(loan) => Payload::Loaned(loan),
+            None => Payload::Inline(message),
+        };
+        let id = MessageId(self.sent + 1);
+        let header = MessageHeader::event(id, id, MessageId::NONE, self.habit.to);
+        let trace = TraceStamps::default();
+        if self.habit.backup {
+            self.instance
+                .stage(FamilyIndex::AGENT, &header, payload, trace)
+                .map_err(refused)?;
+        }
+        match self.instance.stage(self.habit.to, &header, payload, trace) {
+            Ok(()) => {}
+            Err(StageError::Full(_)) => return Ok(false),
+            Err(error) => return Err(refused(error)),
+        }
+        self.loan = None;
+        self.sent += 1;
+        self.staged += 1;
+        Ok(true)
+    }
+
+    fn borrow(&mut self, len: usize) -> Result<Option<Loan>, BenchError> {
+        match self.instance.loan(len) {
+            Ok(loan) => Ok(Some(loan)),
+            Err(LoanError::Exhausted { .. }) => Ok(None),
+            Err(error) => Err(BenchError::peer("the pool", error.to_string())),
+        }
+    }
+
+    /// Makes everything staged a fact, together with the acknowledgement of what was received.
+    #[inline]
+    pub fn commit(&mut self) {
+        let held = self.held.take();
+        let ack = held.as_ref().map_or(Ack::NOTHING, |held| held.ack);
+        self.instance.commit(ack);
+        self.staged = 0;
+        match (&mut self.ear, held) {
+            (
+                Ear::Receiver(receiver),
+                Some(Held {
+                    place: Some(place), ..
+                }),
+            ) => {
+                receiver.acknowledged(place);
+            }
+            (Ear::Table(claimer), Some(_)) => claimer.finish(),
+            _ => {}
+        }
+    }
+
+    /// Takes a message if there is one; what was held before is acknowledged first.
+    ///
+    /// # Errors
+    /// If a payload is not where its message says.
+    #[inline]
+    pub fn try_receive(&mut self) -> Result<Option<Seen>, BenchError> {
+        self.let_go();
+        let delivery = match &mut self.ear {
+            Ear::Receiver(receiver) => receiver.receive().map(|(d, place)| (d, Some(place))),
+            Ear::Table(claimer) => claimer.claim(monotonic_ns).map(|d| (d, None)),
+        };
+        let Some((delivery, place)) = delivery else {
+            return Ok(None);
+        };
+        let seen = self.read(&delivery)?;
+        self.held = Some(Held {
+            ack: delivery.ack,
+            place,
+        });
+        Ok(Some(seen))
+    }
+
+    /// Acknowledges what no commit has carried.
+    #[inline]
+    fn let_go(&mut self) {
+        match (&mut self.ear, &self.held) {
+            (_, None) => {}
+            (
+                Ear::Receiver(receiver),
+                Some(Held {
+                    place: Some(place), ..
+                }),
+            ) => {
+                receiver.acknowledge(*place);
+                self.held = None;
+            }
+            _ => self.commit(),
+        }
+    }
+
+    #[inline]
+    fn read(&self, delivery: &Delivery) -> Result<Seen, BenchError> {
+        let sum = |words: &mut dyn Iterator<Item = u64>| {
+            let first = words.next().unwrap_or_default();
+            let sum = words.fold(first, u64::wrapping_add);
+            Seen { first, sum }
+        };
+        if let Body::Inline(words) = &delivery.message.body {
+            let first = words[0];
+            let sum = words.iter().copied().fold(0, u64::wrapping_add);
+            return Ok(Seen { first, sum });
+        }
+        let (segment, at) = self
+            .bus
+            .locate(delivery)
+            .map_err(|e| BenchError::peer("the local bus", e.to_string()))?;
+        let words = segment.words(at, self.habit.touched / 8);
+        let order = std::sync::atomic::Ordering::Relaxed;
+        Ok(sum(&mut words.map(|word| word.load(order))))
+    }
+
+    fn has_message(&self) -> bool {
+        match &self.ear {
+            Ear::Receiver(receiver) => receiver.has_message(),
+            Ear::Table(claimer) => claimer.has_message(),
+        }
+    }
+
+    /// Sleeps on the queue's bell unless a message is there.
+    fn park(&self) {
+        let bell = self.bus.bell(self.bus.family());
+        let parking = bell.prepare();
+        if self.has_message() {
+            parking.cancel();
+        } else {
+            parking.sleep(Duration::MAX);
+        }
+    }
+}
+
+impl Link for Port {
+    type Error = BenchError;
+
+    #[inline]
+    fn send(&mut self, message: &[u8]) -> Result<(), BenchError> {
+        let mut sent = Ok(false);
+        spin_until("room on the local bus", || {
+            sent = self.try_send(message);
+            !matches!(sent, Ok(false))
+        })?;
+        sent.map(|_| ())
+    }
+
+    #[inline]
+    fn try_send(&mut self, message: &[u8]) -> Result<bool, BenchError> {
+        let staged = self.stage(message)?;
+        if self.staged >= self.habit.batch || (!staged && self.staged > 0) {
+            self.commit();
+        }
+        Ok(staged)
+    }
+
+    #[inline]
+    fn receive(&mut self) -> Result<Seen, BenchError> {
+        let mut seen = Ok(None);
+        match self.habit.wait {
+            Wait::Spin => spin_until("the sender on the local bus", || {
+                seen = self.try_receive();
+                !matches!(seen, Ok(None))
+            })?,
+            Wait::Yield | Wait::Park => {
+                let start = std::time::Instant::now();
+                loop {
+                    seen = self.try_receive();
+                    if !matches!(seen, Ok(None)) || start.elapsed() > PEER_SILENCE_MAX {
+                        break;
+                    }
+                    if self.habit.wait == Wait::Park {
+                        self.park();
+                    } else {
+                        std::thread::yield_now();
+                    }
+                }
+            }
+        }
+        let silent = || BenchError::peer("the sender on the local bus", "silent");
+        seen?.ok_or_else(silent)
+    }
+
+    fn flush(&mut self) -> Result<(), BenchError> {
+        if let Some(receiver) = &mut self.agent {
+            while let Some((_, place)) = receiver.receive() {
+                receiver.acknowledge(place);
+            }
+        }
+        Ok(())
+    }
+
+    fn out_of_order(expected: u64, seen: Seen) -> BenchError {
+        let detail = format!("message {} came in place of {expected}", seen.first);
+        BenchError::peer("the local bus", detail)
+    }
+}
+
+fn refused(error: StageError) -> BenchError {
+    BenchError::peer("the local bus", error.to_string())
+}

@@ -3,7 +3,11 @@
 //! sample (ns) a line.
 
 use std::fmt::Display;
-use std::process::{Child, Command, ExitCode};
+use std::io::Read;
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use rustix::process::{Signal, getpid, set_parent_process_death_signal};
 use rustix::thread::{CpuSet, sched_setaffinity};
@@ -59,6 +63,8 @@ pub struct Side {
 }
 
 const TAG: &str = "SANDPIPE_PEER_TAG";
+/// How long the other process may take to end before it is killed.
+const END_MAX: Duration = Duration::from_secs(2);
 
 impl Task {
     /// The arguments of a program that measures it.
@@ -148,7 +154,10 @@ where
         let mut link = open(task, side).map_err(|e| e.to_string())?;
         let done = match task.kind {
             Kind::RoundTrip => echo(&mut link, task.trips()),
-            Kind::OneWay => produce(&mut link, task.len, || false),
+            Kind::OneWay => {
+                let stop = stop_at_end_of_input();
+                produce(&mut link, task.len, || stop.load(Ordering::Relaxed))
+            }
         };
         return done.map_err(|e| e.to_string());
     }
@@ -165,6 +174,19 @@ where
     Ok(())
 }
 
+/// Set once the other process has closed this one's input: it has all it wanted. (A kill would
+/// leave a library's files behind.)
+fn stop_at_end_of_input() -> Arc<AtomicBool> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let set = Arc::clone(&stop);
+    std::thread::spawn(move || {
+        // An error is an end, too.
+        let _ = std::io::stdin().read(&mut [0]);
+        set.store(true, Ordering::Relaxed);
+    });
+    stop
+}
+
 /// The other process; ended with this one's measurement.
 struct Second(Child);
 
@@ -174,6 +196,7 @@ impl Second {
         let child = Command::new(program)
             .args(std::env::args().skip(1))
             .env(TAG, &side.tag)
+            .stdin(Stdio::piped())
             .spawn();
         child.map(Second).map_err(|e| e.to_string())
     }
@@ -181,6 +204,11 @@ impl Second {
 
 impl Drop for Second {
     fn drop(&mut self) {
+        drop(self.0.stdin.take());
+        let start = Instant::now();
+        while matches!(self.0.try_wait(), Ok(None)) && start.elapsed() < END_MAX {
+            std::thread::sleep(Duration::from_millis(1));
+        }
         // Both fail only if it has ended already.
         let _ = self.0.kill();
         let _ = self.0.wait();
@@ -191,6 +219,14 @@ impl Drop for Second {
 fn pin(cpu: usize) {
     let mut set = CpuSet::new();
     set.set(cpu);
+    let _ = sched_setaffinity(None, &set);
+}
+
+/// Lets this process run on every CPU again: what a peer needs besides the two ends of its link.
+pub fn unpin() {
+    let mut set = CpuSet::new();
+    (0..CpuSet::MAX_CPU).for_each(|cpu| set.set(cpu));
+    // Cannot fail: the kernel takes those that there are.
     let _ = sched_setaffinity(None, &set);
 }
 

@@ -67,7 +67,13 @@ pub(super) fn add<'a>(sheet: &mut Sheet<'a>, peers: &'a Peers) {
             throughput(sheet, "bus.producers.8_over_1", eight_single, single);
         }
         for peer in peers.all() {
-            let task = task(Kind::OneWay, sheet.cpus, row.len, row.samples, row.together);
+            let task = task(
+                Kind::OneWay,
+                sheet.cpus,
+                row.len,
+                row.samples / 4,
+                row.together,
+            );
             let theirs = peer_case(sheet, &row.name(), peer, task);
             sheet.plan.pair_block(&[theirs, single, batch]);
             paired.clear();

@@ -2,6 +2,7 @@
 
 mod bus;
 mod chain;
+mod death;
 mod figure_5b;
 mod figure_5c;
 mod figure_7;
@@ -86,6 +87,7 @@ pub const FIGURES: &[FigureKind] = &[
     figure_7::FIGURE,
     chain::FIGURE,
     bus::FIGURE,
+    death::FIGURE,
     floor::FIGURE,
 ];
 

@@ -14,20 +14,9 @@ pub struct Stream {
     pub samples: usize,
     /// Messages timed together.
     pub together: usize,
-}
-
-/// Bytes that go through a link before anything counts: more than its buffers hold, so that no
-/// page is touched for the first time.
-const WARM_UP_BYTES: usize = 96 << 20;
-/// Messages that come first, at the most.
-const WARM_UP_MAX: usize = 20_000;
-
-impl Stream {
-    /// Messages that come first and are not counted.
-    #[must_use]
-    pub fn warm_up(&self) -> usize {
-        (WARM_UP_BYTES / self.len).min(WARM_UP_MAX)
-    }
+    /// Messages that come first and are not counted: more than the link's buffers hold, so that
+    /// no page is touched for the first time.
+    pub warm_up: usize,
 }
 
 /// Messages whose time a sample gives: a single one takes a few ns, below the unit of a sample.
@@ -44,7 +33,7 @@ pub fn consume<L: Link>(
     stream: Stream,
     mut sample: impl FnMut(usize, u64),
 ) -> Result<(), L::Error> {
-    for _ in 0..stream.warm_up() {
+    for _ in 0..stream.warm_up {
         black_box(link.receive()?.sum);
     }
     let mut start = now_ns();

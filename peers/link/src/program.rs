@@ -1,5 +1,5 @@
-//! A peer's program: `PROGRAM KIND LEN SAMPLES TOGETHER TOUCHED CPU OTHER_CPU` measures one case
-//! between two processes, itself on CPU and a second copy of itself on OTHER_CPU, and prints one
+//! A peer's program: `PROGRAM KIND LEN SAMPLES TOGETHER TOUCHED WARM_UP CPU OTHER_CPU` measures one
+//! case between two processes, itself on CPU and a second copy of itself on OTHER_CPU, and prints one
 //! sample (ns) a line.
 
 use std::fmt::Display;
@@ -49,6 +49,8 @@ pub struct Task {
     pub together: usize,
     /// Bytes of a message that both sides touch.
     pub touched: usize,
+    /// Messages of a stream that come first and are not counted.
+    pub warm_up: usize,
     /// The CPUs of both processes.
     pub cpus: [usize; 2],
 }
@@ -70,7 +72,13 @@ impl Task {
     /// The arguments of a program that measures it.
     #[must_use]
     pub fn arguments(&self) -> Vec<String> {
-        let numbers = [self.len, self.samples, self.together, self.touched];
+        let numbers = [
+            self.len,
+            self.samples,
+            self.together,
+            self.touched,
+            self.warm_up,
+        ];
         let numbers = numbers.into_iter().chain(self.cpus);
         let mut arguments = vec![self.kind.name().to_owned()];
         arguments.extend(numbers.map(|number| number.to_string()));
@@ -85,7 +93,7 @@ impl Task {
             .into_iter()
             .find(|k| k.name() == kind)?;
         let numbers: Option<Vec<usize>> = numbers.iter().map(|n| n.parse().ok()).collect();
-        let &[len, samples, together, touched, first, second] = numbers?.as_slice() else {
+        let &[len, samples, together, touched, warm_up, first, second] = numbers?.as_slice() else {
             return None;
         };
         let touched_fits = (8..=len).contains(&touched);
@@ -95,6 +103,7 @@ impl Task {
             samples,
             together,
             touched,
+            warm_up,
             cpus: [first, second],
         })
     }
@@ -108,6 +117,7 @@ impl Task {
             len: self.len,
             samples: self.samples,
             together: self.together,
+            warm_up: self.warm_up,
         }
     }
 }
@@ -120,7 +130,9 @@ where
 {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let Some(task) = Task::parse(&arguments) else {
-        eprintln!("usage: PROGRAM round-trip|one-way LEN SAMPLES TOGETHER TOUCHED CPU OTHER_CPU");
+        eprintln!(
+            "usage: PROGRAM round-trip|one-way LEN SAMPLES TOGETHER TOUCHED WARM_UP CPU OTHER_CPU"
+        );
         return ExitCode::from(2);
     };
     let side = match std::env::var(TAG) {
@@ -248,6 +260,7 @@ mod tests {
             samples: 10,
             together: 100,
             touched: 64,
+            warm_up: 7,
             cpus: [0, 3],
         };
         assert_eq!(Task::parse(&task.arguments()), Some(task.clone()));

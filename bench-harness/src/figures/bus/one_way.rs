@@ -1,12 +1,12 @@
 //! One way: as much as goes through.
 
 use sandpipe_link::one_way::Stream;
-use sandpipe_link::program::Kind;
+use sandpipe_link::program::{Kind, Task};
 
 use super::local::{self, Lane};
 use super::peers::{Peers, task};
 use super::round_trips::peer_case;
-use super::{Sheet, size};
+use super::{Profile, Sheet, size};
 use crate::rounds::Of;
 
 const KIB: usize = 1 << 10;
@@ -53,6 +53,10 @@ const ROWS: [Row; 4] = [
         batch: 4,
     },
 ];
+/// Bytes that go through a link before anything counts: more than its buffers hold.
+const WARM_UP_BYTES: usize = 96 * MIB;
+/// Messages that come first, at the most.
+const WARM_UP_MAX: usize = 20_000;
 const PRODUCERS: [u16; 3] = [1, 2, 8];
 
 pub(super) fn add<'a>(sheet: &mut Sheet<'a>, peers: &'a Peers) {
@@ -67,13 +71,11 @@ pub(super) fn add<'a>(sheet: &mut Sheet<'a>, peers: &'a Peers) {
             throughput(sheet, "bus.producers.8_over_1", eight_single, single);
         }
         for peer in peers.all() {
-            let task = task(
-                Kind::OneWay,
-                sheet.cpus,
-                row.len,
-                row.samples / 4,
-                row.together,
-            );
+            let (samples, together) = (row.samples / 4, row.together(sheet));
+            let task = Task {
+                warm_up: row.warm_up(sheet),
+                ..task(Kind::OneWay, sheet.cpus, row.len, samples, together)
+            };
             let theirs = peer_case(sheet, &row.name(), peer, task);
             sheet.plan.pair_block(&[theirs, single, batch]);
             paired.clear();
@@ -111,9 +113,26 @@ impl Row {
         format!("1000 × {} one way", size(self.len))
     }
 
+    /// Messages timed together: fewer where nobody looks at the time.
+    fn together(&self, sheet: &Sheet<'_>) -> usize {
+        match sheet.profile {
+            Profile::Smoke => self.together.div_ceil(20),
+            _ => self.together,
+        }
+    }
+
+    /// Messages that come first.
+    fn warm_up(&self, sheet: &Sheet<'_>) -> usize {
+        match sheet.profile {
+            Profile::Smoke => self.together(sheet),
+            _ => (WARM_UP_BYTES / self.len).min(WARM_UP_MAX),
+        }
+    }
+
     /// Our cases: for each count of producers, published one at a time and in batches.
     fn own(&'static self, sheet: &mut Sheet<'_>) -> [[usize; 2]; PRODUCERS.len()] {
         let cpus = sheet.cpus;
+        let (together, warm_up) = (self.together(sheet), self.warm_up(sheet));
         PRODUCERS.map(|producers| {
             [1, self.batch].map(|batch| {
                 let lane = Lane {
@@ -135,7 +154,8 @@ impl Row {
                     let stream = Stream {
                         len: self.len,
                         samples,
-                        together: self.together,
+                        together,
+                        warm_up,
                     };
                     local::one_way(cpus, stream, lane)
                 })

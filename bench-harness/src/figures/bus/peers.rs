@@ -64,6 +64,7 @@ pub(super) fn task(
         samples,
         together,
         touched: len,
+        warm_up: 0,
         cpus,
     }
 }

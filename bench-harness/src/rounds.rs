@@ -74,8 +74,10 @@ pub fn run(plan: Plan<'_>, rounds: usize, progress: &Progress) -> Result<Outcome
         plan,
         progress,
     };
-    progress.steps((rounds + 1) * runner.plan.blocks.len());
-    for round in 0..=rounds {
+    // A single round says nothing about speed, so it needs no cold one.
+    let first = usize::from(rounds == 1);
+    progress.steps((rounds + 1 - first) * runner.plan.blocks.len());
+    for round in first..=rounds {
         for turn in 0..runner.plan.blocks.len() {
             let block = (turn + round) % runner.plan.blocks.len();
             runner.block(round, block)?;
@@ -166,12 +168,15 @@ impl RoundRunner<'_, '_> {
         let counts = |run: &&BlockRun| {
             !self.plan.blocks[run.block].near || chosen.is_none_or(|p| p == run.placement)
         };
-        let mut cases: Vec<Samples> = self.plan.cases.iter().map(|_| Samples::new()).collect();
-        for run in self.runs.iter().filter(counts) {
-            for (place, samples) in run.samples.iter().enumerate() {
-                if let Some(samples) = samples {
-                    cases[self.plan.blocks[run.block].cases[place]].merge(samples);
-                }
+        let mut cases = self.samples(counts);
+        let everywhere = self.samples(|_| true);
+        for (index, samples) in cases.iter_mut().enumerate() {
+            if samples.count() == 0 && everywhere[index].count() > 0 {
+                let Case { case, series, .. } = &self.plan.cases[index];
+                notes.push(format!(
+                    "{case} ({series}): all its blocks had another placement"
+                ));
+                samples.merge(&everywhere[index]);
             }
         }
         let ratios = self.plan.ratios.iter().map(|ratio| {
@@ -186,6 +191,19 @@ impl RoundRunner<'_, '_> {
             failures: self.failures,
             notes,
         }
+    }
+
+    /// The samples of each case over the runs that count.
+    fn samples(&self, counts: impl Fn(&&BlockRun) -> bool) -> Vec<Samples> {
+        let mut cases: Vec<Samples> = self.plan.cases.iter().map(|_| Samples::new()).collect();
+        for run in self.runs.iter().filter(counts) {
+            for (place, samples) in run.samples.iter().enumerate() {
+                if let Some(samples) = samples {
+                    cases[self.plan.blocks[run.block].cases[place]].merge(samples);
+                }
+            }
+        }
+        cases
     }
 
     /// The ratios of the blocks that ran in another placement than the chosen one.

@@ -1,5 +1,6 @@
 //! Aeron over shared memory (`aeron:ipc`): an exclusive publication, an image that is polled, and
 //! the C media driver as a third process that is not pinned.
+#![forbid(unsafe_code)]
 
 use std::collections::VecDeque;
 use std::ffi::CString;
@@ -23,7 +24,7 @@ const FRAGMENT_BYTES_MAX: usize = 65_504 - 32;
 const SILENCE_MAX: Duration = Duration::from_secs(10);
 /// What the driver sleeps when it has nothing to do: it must keep moving the publisher's limit.
 const DRIVER_SLEEP: Duration = Duration::from_micros(100);
-/// A log of three such terms; of 16 and of 64 MiB (the default) the smaller one was the faster.
+/// A log of three such terms: smaller than the default of 64 MiB, which has a longer tail.
 const CHANNEL: &str = "aeron:ipc?term-length=16m";
 /// Set for the driver's process: its directory.
 const DRIVER_DIR: &str = "SANDPIPE_AERON_DRIVER";

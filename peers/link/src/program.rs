@@ -1,6 +1,6 @@
-//! A peer's program: `PROGRAM KIND LEN SAMPLES TOGETHER TOUCHED WARM_UP CPU OTHER_CPU` measures one
-//! case between two processes, itself on CPU and a second copy of itself on OTHER_CPU, and prints one
-//! sample (ns) a line.
+//! A peer's program: `PROGRAM KIND LEN SAMPLES TOGETHER TOUCHED WARM_UP CPU OTHER_CPU` measures
+//! one case between two processes, itself on CPU and a second copy of itself on OTHER_CPU, and
+//! prints one sample (ns) a line.
 
 use std::fmt::Display;
 use std::io::Read;

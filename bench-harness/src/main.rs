@@ -69,7 +69,7 @@ struct Run {
 enum ProfileName {
     /// One round: does everything run?
     Smoke,
-    /// At most six minutes.
+    /// At most ten minutes.
     Quick,
     /// More rounds and samples.
     Full,

@@ -134,6 +134,11 @@ impl Row {
         let cpus = sheet.cpus;
         let (together, warm_up) = (self.together(sheet), self.warm_up(sheet));
         PRODUCERS.map(|producers| {
+            // Rows that stand in fewer pairs need fewer samples.
+            let quick = match producers {
+                1 => self.samples,
+                _ => self.samples / 2,
+            };
             [1, self.batch].map(|batch| {
                 let lane = Lane {
                     slots: self.lane_slots,
@@ -150,7 +155,7 @@ impl Row {
                     self.name(),
                     self.lane_slots
                 );
-                sheet.case(&name, "Sandpipe", self.samples, move |samples| {
+                sheet.case(&name, "Sandpipe", quick, move |samples| {
                     let stream = Stream {
                         len: self.len,
                         samples,

@@ -1,7 +1,8 @@
 //! One process's end of the local bus as a [`Link`]: run to completion, the acknowledgement of a
 //! message committed together with the next one that is sent.
 
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use sandpipe::{
     Ack, Body, Bus, Claimer, Delivery, FamilyIndex, Instance, Loan, LoanError, Mapping, Memory,
@@ -91,6 +92,8 @@ pub struct Port {
     instance: Instance<Mapping>,
     ear: Ear,
     habit: Habit,
+    /// The message taken last.
+    delivery: Delivery,
     held: Option<Held>,
     loan: Option<Loan>,
     staged: usize,
@@ -111,6 +114,7 @@ impl Port {
             instance: bus.instance(habit.slot),
             ear,
             habit,
+            delivery: Delivery::default(),
             held: None,
             loan: None,
             staged: 0,
@@ -199,26 +203,28 @@ impl Port {
         }
     }
 
-    /// Takes a message if there is one; what was held before is acknowledged first.
-    ///
-    /// # Errors
-    /// If a payload is not where its message says.
+    /// Takes a message if there is one; what was held before has been acknowledged.
     #[inline]
-    pub fn try_receive(&mut self) -> Result<Option<Seen>, BenchError> {
-        self.let_go();
-        let delivery = match &mut self.ear {
-            Ear::Receiver(receiver) => receiver.receive().map(|(d, place)| (d, Some(place))),
-            Ear::Table(claimer) => claimer.claim(monotonic_ns).map(|d| (d, None)),
+    fn take(&mut self) -> bool {
+        let delivery = &mut self.delivery;
+        let place = match &mut self.ear {
+            Ear::Receiver(receiver) => receiver.receive_into(delivery).map(Some),
+            Ear::Table(claimer) => claimer.claim_into(monotonic_ns, delivery).then_some(None),
         };
-        let Some((delivery, place)) = delivery else {
-            return Ok(None);
+        let Some(place) = place else {
+            return false;
         };
-        let seen = self.read(&delivery)?;
-        self.held = Some(Held {
-            ack: delivery.ack,
-            place,
-        });
-        Ok(Some(seen))
+        let ack = self.delivery.ack;
+        self.held = Some(Held { ack, place });
+        true
+    }
+
+    /// What a spinning consumer does when it has found nothing.
+    #[inline]
+    fn rest(&mut self) {
+        if let Ear::Receiver(receiver) = &mut self.ear {
+            receiver.back_off();
+        }
     }
 
     /// Acknowledges what no commit has carried.
@@ -239,25 +245,26 @@ impl Port {
         }
     }
 
+    /// Reads the message that was taken.
     #[inline]
-    fn read(&self, delivery: &Delivery) -> Result<Seen, BenchError> {
-        let sum = |words: &mut dyn Iterator<Item = u64>| {
-            let first = words.next().unwrap_or_default();
-            let sum = words.fold(first, u64::wrapping_add);
-            Seen { first, sum }
-        };
-        if let Body::Inline(words) = &delivery.message.body {
-            let first = words[0];
+    fn read(&self) -> Result<Seen, BenchError> {
+        if let Body::Inline(words) = &self.delivery.message.body {
             let sum = words.iter().copied().fold(0, u64::wrapping_add);
-            return Ok(Seen { first, sum });
+            return Ok(Seen {
+                first: words[0],
+                sum,
+            });
         }
         let (segment, at) = self
             .bus
-            .locate(delivery)
+            .locate(&self.delivery)
             .map_err(|e| BenchError::peer("the local bus", e.to_string()))?;
         let words = segment.words(at, self.habit.touched / 8);
-        let order = std::sync::atomic::Ordering::Relaxed;
-        Ok(sum(&mut words.map(|word| word.load(order))))
+        let load = |word: &AtomicU64| word.load(Ordering::Relaxed);
+        Ok(Seen {
+            first: load(&words[0]),
+            sum: words.iter().map(load).fold(0, u64::wrapping_add),
+        })
     }
 
     fn has_message(&self) -> bool {
@@ -303,29 +310,28 @@ impl Link for Port {
 
     #[inline]
     fn receive(&mut self) -> Result<Seen, BenchError> {
-        let mut seen = Ok(None);
-        match self.habit.wait {
-            Wait::Spin => spin_until("the sender on the local bus", || {
-                seen = self.try_receive();
-                !matches!(seen, Ok(None))
-            })?,
-            Wait::Yield | Wait::Park => {
-                let start = std::time::Instant::now();
-                loop {
-                    seen = self.try_receive();
-                    if !matches!(seen, Ok(None)) || start.elapsed() > PEER_SILENCE_MAX {
-                        break;
-                    }
-                    if self.habit.wait == Wait::Park {
-                        self.park();
-                    } else {
-                        std::thread::yield_now();
-                    }
+        self.let_go();
+        if self.habit.wait == Wait::Spin {
+            spin_until("the sender on the local bus", || {
+                let taken = self.take();
+                if !taken {
+                    self.rest();
                 }
+                taken
+            })?;
+            return self.read();
+        }
+        let start = Instant::now();
+        while !self.take() {
+            if start.elapsed() > PEER_SILENCE_MAX {
+                return Err(BenchError::peer("the sender on the local bus", "silent"));
+            }
+            match self.habit.wait {
+                Wait::Park => self.park(),
+                _ => std::thread::yield_now(),
             }
         }
-        let silent = || BenchError::peer("the sender on the local bus", "silent");
-        seen?.ok_or_else(silent)
+        self.read()
     }
 
     fn flush(&mut self) -> Result<(), BenchError> {

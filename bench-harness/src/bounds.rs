@@ -173,7 +173,12 @@ pub const RATIOS: &[Ratio] = &[
     ratio("bus.rtt_64.over_aeron.p50", Bound::AtMost(1.0), None, None),
     ratio("bus.rtt_64.over_aeron.p999", Bound::AtMost(0.2), None, None),
     ratio("bus.rtt_64.over_iceoryx2", Bound::AtMost(0.33), None, None),
-    ratio("bus.rtt_head.1MiB_over_64B", Bound::AtMost(1.2), None, None),
+    ratio(
+        "bus.rtt_head.1MiB_over_64B",
+        Bound::AtMost(2.0),
+        Some(1.2),
+        None,
+    ),
     ratio(
         "bus.oneway_64.over_aeron.single",
         Bound::AtLeast(1.3),

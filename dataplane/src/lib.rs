@@ -42,6 +42,8 @@ pub mod lease;
 pub mod segment;
 #[cfg(not(loom))]
 pub mod socket;
+#[cfg(not(loom))]
+pub mod wait;
 
 #[cfg(all(test, loom))]
 mod models;

@@ -7,10 +7,12 @@ use core::time::Duration;
 use loom::thread;
 use sandpipe_abi::MessageId;
 
+use crate::memory::Memory;
 use crate::recover::recover_slot;
+use crate::sync::{Ordering, full_fence};
 use crate::{
-    Ack, Bus, ChunkClass, FamilyIndex, FamilySpec, HeapMemory, Instance, MessageHeader, Payload,
-    SlotIndex, Target, Topology, TraceStamps,
+    Ack, Bell, Bus, ChunkClass, FamilyIndex, FamilySpec, HeapMemory, Instance, MessageHeader,
+    Payload, SlotIndex, Target, Topology, TraceStamps,
 };
 
 const AGENT: FamilyIndex = FamilyIndex::AGENT;
@@ -122,6 +124,84 @@ fn a_parked_consumer_never_misses_the_bell() {
             }
         }
         producer.join().unwrap();
+    });
+}
+
+/// A bell on a page of its own, and a counter beside it that stands for a lane.
+fn bell_and_counter(parked: u64) -> (Bell<HeapMemory>, HeapMemory) {
+    let page = HeapMemory::new(64);
+    page.word(8).store(parked, Ordering::SeqCst);
+    (Bell::new(page.clone(), FamilyIndex(0)), page)
+}
+
+/// Makes the counter 1, then 2, and rings for each.
+fn publish_two(bell: &Bell<HeapMemory>, page: &HeapMemory) {
+    for value in 1..=2 {
+        page.word(COUNTER_AT).store(value, Ordering::Release);
+        full_fence();
+        bell.ring_if_parked();
+    }
+}
+
+/// Waits for 1, then for 2.
+fn await_two(bell: &Bell<HeapMemory>, page: &HeapMemory) {
+    let arrived = |value| page.word(COUNTER_AT).load(Ordering::Acquire) >= value;
+    for value in 1..=2 {
+        while !arrived(value) {
+            let parking = bell.prepare();
+            if arrived(value) {
+                parking.cancel();
+            } else {
+                parking.sleep(Duration::MAX);
+            }
+        }
+    }
+}
+
+const COUNTER_AT: usize = 32;
+
+#[test]
+fn a_cancelled_announcement_takes_no_other_sleepers_bell() {
+    model(|| {
+        let (bell, page) = bell_and_counter(0);
+        let (other, canceller) = (bell.clone(), bell.clone());
+        let other_page = page.clone();
+        let publisher = thread::spawn(move || publish_two(&other, &other_page));
+        let cancelled = thread::spawn(move || canceller.prepare().cancel());
+        await_two(&bell, &page);
+        publisher.join().unwrap();
+        cancelled.join().unwrap();
+    });
+}
+
+#[test]
+fn the_count_that_the_dead_left_is_set_to_zero_and_no_bell_is_missed() {
+    model(|| {
+        let (bell, page) = bell_and_counter(2);
+        let (other, other_page) = (bell.clone(), page.clone());
+        let publisher = thread::spawn(move || publish_two(&other, &other_page));
+        await_two(&bell, &page);
+        publisher.join().unwrap();
+    });
+}
+
+#[test]
+fn ring_all_wakes_a_sleeper_and_takes_its_announcement_off() {
+    model(|| {
+        let (bell, page) = bell_and_counter(0);
+        let (other, other_page) = (bell.clone(), page.clone());
+        let ringer = thread::spawn(move || {
+            other_page.word(COUNTER_AT).store(1, Ordering::SeqCst);
+            other.ring_all();
+            publish_two(&other, &other_page);
+        });
+        await_two(&bell, &page);
+        ringer.join().unwrap();
+        assert_eq!(
+            page.word(8).load(Ordering::SeqCst) as u32,
+            0,
+            "nobody sleeps"
+        );
     });
 }
 

@@ -226,7 +226,8 @@ pub struct ChunkDescriptor {
 pub struct HintBlock {
     /// Futex word (its low half): moves with every ring.
     pub bell: u64,
-    /// Upper bound of the consumers parked on the bell; a ringer takes one off and wakes one.
+    /// Low half: upper bound of the consumers parked on the bell; a ringer takes one off and wakes
+    /// one. High half: how often that has happened.
     pub parked: u64,
     _rest: [u64; 14],
 }

@@ -3,10 +3,13 @@
 use std::io::Write;
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use sandpipe::futex;
 use sandpipe::lease::{Lease, LeaseState, lease_state};
+use sandpipe::wait::{Loop, WaiterKind, Watched};
 use sandpipe::{ChunkClass, FamilyIndex, FamilySpec, Guardian, SlotIndex, Target, Topology};
 use serde::Serialize;
 
@@ -50,7 +53,8 @@ pub fn checks(directory: &Path) -> Vec<Check> {
         optional(
             "io_uring",
             io_uring(),
-            "sysctl kernel.io_uring_disabled=0; containers block it",
+            "sysctl kernel.io_uring_disabled=0, Linux 6.7 or newer, and a container that permits it; \
+             without it workers wait by futex and epoll, somewhat slower",
         ),
         optional(
             "huge pages",
@@ -131,8 +135,6 @@ fn seals() -> Tried {
 
 /// One thread wakes another.
 fn futex_wakes() -> Tried {
-    use std::sync::Arc;
-    use std::sync::atomic::{AtomicU64, Ordering};
     let word = Arc::new(AtomicU64::new(0));
     let waker = Arc::clone(&word);
     let thread = std::thread::spawn(move || {
@@ -205,27 +207,46 @@ fn small_sandbox() -> Result<Guardian, String> {
     Ok(guardian)
 }
 
+/// A ring, restricted as the processes here restrict theirs, on which a thread wakes another.
 fn io_uring() -> Tried {
-    let disabled = std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled");
-    match disabled.as_deref().map(str::trim) {
-        Ok("0") => Ok("allowed; this version waits by futex and does not need it".into()),
-        Ok(value) => Err(format!("kernel.io_uring_disabled is {value}")),
-        Err(error) => Err(format!("the kernel does not say: {error}")),
+    let path = "/proc/sys/kernel/io_uring_disabled";
+    let mut waiter = WaiterKind::IoUring.open(Loop::Own).map_err(|error| {
+        let disabled = std::fs::read_to_string(path).unwrap_or_else(|_| "not there".into());
+        format!("{error} ({path} is {})", disabled.trim())
+    })?;
+    let word = Arc::new(AtomicU64::new(0));
+    let waker = Arc::clone(&word);
+    let thread = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(5));
+        waker.store(1, Ordering::SeqCst);
+        futex::wake(&waker, 1);
+    });
+    let begin = Instant::now();
+    let mut rung = Ok(false);
+    while matches!(rung, Ok(false)) && begin.elapsed() < Duration::from_secs(2) {
+        let words = [Watched {
+            word: &word,
+            seen: 0,
+        }];
+        rung = waiter.wait(&words, Duration::from_secs(2), &mut Vec::new());
+    }
+    let joined = thread.join();
+    joined.map_err(|_| "the waking thread has panicked".to_owned())?;
+    match rung {
+        Ok(true) => Ok("a thread was woken on a futex through a restricted ring".into()),
+        Ok(false) => Err("a wake through the ring was lost".into()),
+        Err(error) => Err(error.to_string()),
     }
 }
 
+/// Memory that is advised huge pages gets some.
 fn huge_pages() -> Tried {
     let path = "/sys/kernel/mm/transparent_hugepage/enabled";
-    let text = std::fs::read_to_string(path).map_err(|error| format!("{path}: {error}"))?;
-    let chosen = text
-        .split(['[', ']'])
-        .nth(1)
-        .unwrap_or("unknown")
-        .to_owned();
-    if chosen == "never" {
-        Err(format!("{path} is never"))
-    } else {
-        Ok(format!("{path}: {chosen}"))
+    let policy = std::fs::read_to_string(path).unwrap_or_else(|_| "not there".into());
+    match sandpipe::huge_pages::granted() {
+        Ok(0) => Err(format!("none were given ({path}: {})", policy.trim())),
+        Ok(bytes) => Ok(format!("{} KiB of 4 MiB were backed by them", bytes >> 10)),
+        Err(error) => Err(error.to_string()),
     }
 }
 

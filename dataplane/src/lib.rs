@@ -37,6 +37,8 @@ pub mod futex;
 #[cfg(not(loom))]
 mod guardian;
 #[cfg(not(loom))]
+pub mod huge_pages;
+#[cfg(not(loom))]
 pub mod lease;
 #[cfg(not(loom))]
 pub mod segment;

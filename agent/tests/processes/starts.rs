@@ -306,6 +306,7 @@ fn the_doctor_tries_everything_and_finds_this_machine_fit() {
         "futex",
         "disk sync",
         "io_uring",
+        "huge pages",
         "java",
         "pid namespace",
     ] {
@@ -315,6 +316,12 @@ fn the_doctor_tries_everything_and_finds_this_machine_fit() {
             check["ok"] == true || !check["remedy"].as_str().unwrap().is_empty(),
             "{check}"
         );
+        // Not read from a switch, but used: a wake through a ring, pages in smaps.
+        let shown = [("io_uring", "woken"), ("huge pages", "KiB of")];
+        if let Some((_, word)) = shown.iter().find(|(of, _)| *of == name) {
+            let reason = check["reason"].as_str().unwrap();
+            assert!(check["ok"] == false || reason.contains(word), "{check}");
+        }
     }
 }
 

@@ -183,11 +183,3 @@ impl WaiterKind {
         }
     }
 }
-
-/// Sets a ring up as the processes here do, and is woken through it: what `doctor` shows.
-///
-/// # Errors
-/// Why a wait through io_uring is refused.
-pub fn try_io_uring() -> io::Result<()> {
-    WaiterKind::IoUring.open(Loop::Own).map(drop)
-}

@@ -53,8 +53,8 @@ pub fn checks(directory: &Path) -> Vec<Check> {
         optional(
             "io_uring",
             io_uring(),
-            "sysctl kernel.io_uring_disabled=0, Linux 6.7 or newer, and a container that permits it; \
-             without it workers wait by futex and epoll, somewhat slower",
+            "sysctl kernel.io_uring_disabled=0, Linux 6.7 or newer, a container that permits it; \
+             without it workers wait by futex and epoll",
         ),
         optional(
             "huge pages",

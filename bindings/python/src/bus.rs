@@ -2,7 +2,7 @@
 //! and for trying the bus out.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -12,6 +12,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use sandpipe::layout::INLINE_MAX;
+use sandpipe::wait::BellFd;
 use sandpipe::{
     Ack, Bus, ChunkClass, Delivery, FamilyIndex, FamilySpec, Guardian, Instance, LoanError,
     Mapping, MessageHeader, MessageId, PARK_MAX, Participant, Payload, Reaction, Receiver,
@@ -173,10 +174,26 @@ impl Publisher {
 pub(crate) struct Subscriber {
     bus: Bus<Mapping>,
     receiver: Receiver<Mapping>,
+    /// For an event loop, once it has asked for it.
+    bell_fd: Option<BellFd<Mapping>>,
 }
 
 #[pymethods]
 impl Subscriber {
+    /// A descriptor for an event loop, e.g. asyncio's add_reader: readable while there may be a
+    /// message. Then call receive(0) until it returns None, which makes the descriptor wait again.
+    ///
+    /// Call it in the process and on the thread whose loop polls; not before a fork.
+    fn fileno(&mut self) -> PyResult<RawFd> {
+        if self.bell_fd.is_none() {
+            let mut bell_fd = BellFd::new(self.bus.bell(SUBSCRIBER), None)?;
+            bell_fd.park(|| self.receiver.has_message())?;
+            self.bell_fd = Some(bell_fd);
+        }
+        let bell_fd = self.bell_fd.as_ref().expect("made above");
+        Ok(bell_fd.as_raw_fd())
+    }
+
     /// Waits for the next message and returns its bytes; None if `timeout` seconds passed.
     ///
     /// With `spin` it stays awake, which costs a core and saves the wake-up; else it sleeps.
@@ -194,6 +211,7 @@ impl Subscriber {
         loop {
             let received = match self.receiver.receive() {
                 Some(received) => Some(received),
+                None if self.polled(timeout)? => self.receiver.receive(),
                 None => py.detach(|| self.wait(deadline, spin)),
             };
             if let Some((delivery, place)) = received {
@@ -203,6 +221,9 @@ impl Subscriber {
             }
             // Ctrl-C ends the wait.
             py.check_signals()?;
+            if self.bell_fd.is_some() && timeout == Some(0.0) {
+                return Ok(None);
+            }
             if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
                 return Ok(None);
             }
@@ -215,6 +236,21 @@ impl Subscriber {
         Subscriber {
             receiver: bus.receiver(),
             bus,
+            bell_fd: None,
+        }
+    }
+
+    /// Whether an event loop waits for this subscriber: then it is parked now, and what came
+    /// meanwhile may be received.
+    fn polled(&mut self, timeout: Option<f64>) -> PyResult<bool> {
+        match &mut self.bell_fd {
+            Some(bell_fd) if timeout == Some(0.0) => {
+                bell_fd.park(|| self.receiver.has_message())?;
+                Ok(true)
+            }
+            // It is about to sleep itself: the bell is to wake that sleep.
+            Some(bell_fd) => bell_fd.unpark().map(|()| false).map_err(Into::into),
+            None => Ok(false),
         }
     }
 

@@ -1,5 +1,6 @@
 """The bare bus between two processes."""
 
+import asyncio
 import os
 import threading
 import time
@@ -93,3 +94,54 @@ def test_a_wait_ends_in_time():
         assert time.monotonic() - begin >= 0.12
     with pytest.raises(ValueError):
         subscriber.receive(-1)
+
+
+@pytest.mark.parametrize("waiter", ["io_uring", "futex"])
+def test_asyncio_waits_for_a_subscriber_beside_other_tasks(waiter, monkeypatch):
+    monkeypatch.setenv("SANDPIPE_WAITER", waiter)
+    publisher, subscriber = sandpipe.pair()
+    count = 2000
+
+    def publish():
+        for number in range(count):
+            while True:
+                try:
+                    publisher.publish(number.to_bytes(8, "little"))
+                    break
+                except sandpipe.Full:
+                    time.sleep(0.001)
+            if number % 7 == 0:
+                time.sleep(0.0002)
+
+    pid = in_child(publish)
+
+    async def main():
+        received, turns = [], 0
+        done = asyncio.Event()
+
+        def take():
+            while (data := subscriber.receive(0)) is not None:
+                received.append(int.from_bytes(data, "little"))
+            if len(received) == count:
+                done.set()
+
+        async def other():
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0.001)
+
+        loop = asyncio.get_running_loop()
+        loop.add_reader(subscriber.fileno(), take)
+        task = asyncio.create_task(other())
+        try:
+            await asyncio.wait_for(done.wait(), 60)
+        finally:
+            loop.remove_reader(subscriber.fileno())
+            task.cancel()
+        return received, turns
+
+    received, turns = asyncio.run(main())
+    assert ended_well(pid)
+    assert received == list(range(count))
+    assert turns > 1

@@ -1,7 +1,7 @@
 //! A queue's bell as a descriptor, for event loops of other libraries.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 
 use super::{Loop, Waiter, WaiterKind};
 use crate::bell::{Announcement, Bell, PARK_MAX};
@@ -75,6 +75,12 @@ impl<M: Memory> AsFd for BellFd<M> {
         self.waiter
             .as_fd()
             .expect("a waiter for a foreign loop has a descriptor")
+    }
+}
+
+impl<M: Memory> AsRawFd for BellFd<M> {
+    fn as_raw_fd(&self) -> RawFd {
+        self.as_fd().as_raw_fd()
     }
 }
 

@@ -53,7 +53,7 @@ impl Watched<'_> {
 /// for, then waits: nothing that happens in between is missed. A wait may end early; the caller
 /// looks again. When a call returns, nothing of this waiter sleeps on a word any more, so that a
 /// wake meant for another is not swallowed by a process that is awake ([`Waiter::arm`] excepted).
-pub trait Waiter: Debug + Send {
+pub trait Waiter: Debug + Send + Sync {
     /// Which one it is.
     fn kind(&self) -> WaiterKind;
 

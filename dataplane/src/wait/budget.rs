@@ -32,8 +32,18 @@ pub struct SpinBudget {
     without: u32,
     /// Nobody else can run while this process spins.
     single_core: bool,
-    waits: u64,
-    spins: u64,
+    counts: SpinCounts,
+}
+
+/// What a budget was spent on so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SpinCounts {
+    /// Waits.
+    pub waits: u64,
+    /// Waits that spun.
+    pub spun: u64,
+    /// Waits that spun for nothing.
+    pub in_vain: u64,
 }
 
 impl Default for SpinBudget {
@@ -53,15 +63,14 @@ impl SpinBudget {
             patience: PATIENCE_MIN,
             without: 0,
             single_core: cores <= 1,
-            waits: 0,
-            spins: 0,
+            counts: SpinCounts::default(),
         }
     }
 
     /// Looks for something until it is there or the budget is spent; false: park. Blocks for some
     /// ten microseconds at most, unless others take the core.
     pub fn spin(&mut self, mut found: impl FnMut() -> bool) -> bool {
-        self.waits += 1;
+        self.counts.waits += 1;
         if found() {
             return true;
         }
@@ -69,7 +78,7 @@ impl SpinBudget {
             self.without = self.without.saturating_sub(1);
             return false;
         }
-        self.spins += 1;
+        self.counts.spun += 1;
         let begin = Instant::now();
         let mut offered = Duration::ZERO;
         loop {
@@ -103,10 +112,10 @@ impl SpinBudget {
         }
     }
 
-    /// Waits so far, and how many of them spun.
+    /// What it was spent on so far.
     #[must_use]
-    pub fn counts(&self) -> (u64, u64) {
-        (self.waits, self.spins)
+    pub fn counts(&self) -> SpinCounts {
+        self.counts
     }
 
     fn caught(&mut self, after: Duration) {
@@ -116,6 +125,7 @@ impl SpinBudget {
     }
 
     fn missed(&mut self) {
+        self.counts.in_vain += 1;
         self.budget /= 2;
         if self.budget < SPIN_MIN {
             self.budget = SPIN_MIN;
@@ -125,6 +135,7 @@ impl SpinBudget {
 
     /// Another wanted the core.
     fn crowded(&mut self) {
+        self.counts.in_vain += 1;
         self.budget = SPIN_MIN;
         self.rest();
     }
@@ -152,9 +163,9 @@ mod tests {
         for _ in 0..10_000 {
             assert!(!budget.spin(|| false));
         }
-        let (waits, spins) = budget.counts();
-        assert_eq!(waits, 10_000);
-        assert!(spins < 100, "{spins} of {waits} waits spun for nothing");
+        let counts = budget.counts();
+        assert_eq!(counts.waits, 10_000);
+        assert!(counts.in_vain < 100, "{counts:?}");
     }
 
     #[test]
@@ -195,6 +206,6 @@ mod tests {
             ..SpinBudget::new()
         };
         assert!(!budget.spin(|| false));
-        assert_eq!(budget.counts(), (1, 0));
+        assert_eq!(budget.counts().spun, 0);
     }
 }

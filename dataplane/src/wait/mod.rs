@@ -23,7 +23,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 pub use bell_fd::BellFd;
-pub use budget::SpinBudget;
+pub use budget::{SpinBudget, SpinCounts};
 
 /// The environment variable that names the waiter to use: `io_uring`, `futex` or `spin`.
 pub const WAITER_VARIABLE: &str = "SANDPIPE_WAITER";

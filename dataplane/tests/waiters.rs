@@ -309,3 +309,34 @@ fn many_waiters_of_one_thread_give_their_places_back() {
         }
     }
 }
+
+#[test]
+fn what_a_waiter_has_armed_interrupts_no_other_system_call() {
+    for mut waiter in waiters() {
+        let word = AtomicU64::new(0);
+        let (armed, trigger) = pair();
+        let (quiet, _open) = pair();
+        let limit = Some(SOON * 4);
+        let name = rustix::net::sockopt::Timeout::Recv;
+        rustix::net::sockopt::set_socket_timeout(&quiet, name, limit).unwrap();
+        waiter.watch(armed.as_fd(), 1).unwrap();
+        waiter
+            .wait(&[watched(&word, 0)], SOON, &mut vec![])
+            .unwrap();
+        let writer = thread::spawn(move || {
+            thread::sleep(SOON);
+            rustix::io::write(&trigger, b"x").unwrap();
+            trigger
+        });
+        // It becomes readable while this thread waits for something else.
+        let received = rustix::io::read(&quiet, &mut [0; 1]);
+        assert_eq!(
+            received,
+            Err(rustix::io::Errno::AGAIN),
+            "{:?}",
+            waiter.kind()
+        );
+        writer.join().unwrap();
+        assert_eq!(wait_once(&mut *waiter, &[watched(&word, 0)]).0, [1]);
+    }
+}

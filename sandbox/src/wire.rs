@@ -85,12 +85,14 @@ pub(crate) fn receive(socket: BorrowedFd<'_>) -> io::Result<Option<(Vec<u8>, Vec
     let mut bytes = vec![0; PACKET_BYTES_MAX];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
-    let message = recvmsg(
-        socket,
-        &mut [IoSliceMut::new(&mut bytes)],
-        &mut control,
-        RecvFlags::CMSG_CLOEXEC,
-    )?;
+    let mut slices = [IoSliceMut::new(&mut bytes)];
+    let message = loop {
+        match recvmsg(socket, &mut slices, &mut control, RecvFlags::CMSG_CLOEXEC) {
+            // With a time limit on the socket the kernel does not go on by itself.
+            Err(rustix::io::Errno::INTR) => {}
+            result => break result?,
+        }
+    };
     let mut fds = Vec::new();
     for part in control.drain() {
         if let RecvAncillaryMessage::ScmRights(received) = part {

@@ -4,15 +4,22 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use sandpipe::attach::{AttachError, Participant};
+use sandpipe::wait::{Loop, Token, Waiter, WaiterKind};
 use sandpipe::{
     Ack, Bell, Body, Bus, Counters, FailureCode, FamilyIndex, Instance, Kind, LoanError, Mapping,
-    MessageHeader, MessageId, Payload, PayloadError, Place, Receiver, SlotIndex, StageError,
-    TraceStamps, Violation,
+    MessageHeader, MessageId, PARK_MAX, Payload, PayloadError, Place, Receiver, SlotIndex,
+    StageError, TraceStamps, Violation,
 };
 
 use super::local::{LocalBus, LocalError, Publish, Refused};
 use super::read_ahead::ReadAhead;
 use crate::core::{Cause, Delivery, Local, News, Stamps};
+
+/// The guardian's line, to the waiter.
+const LINE: Token = 0;
+
+/// After a wait that failed.
+const RETRY: Duration = Duration::from_millis(1);
 
 /// Payload bytes that travel in a lane slot.
 const INLINE_MAX: usize = sandpipe::layout::INLINE_MAX;
@@ -25,6 +32,8 @@ pub struct SandboxBus {
     instance: Instance<Mapping>,
     bell: Bell<Mapping>,
     ahead: ReadAhead,
+    /// Opened by the thread that parks.
+    waiter: Option<Box<dyn Waiter>>,
 }
 
 impl SandboxBus {
@@ -39,7 +48,16 @@ impl SandboxBus {
             participant,
             bus,
             ahead: ReadAhead::new(lanes),
+            waiter: None,
         }
+    }
+
+    /// What this thread waits through: for the bell and the guardian's line together.
+    fn open_waiter(&self) -> std::io::Result<Box<dyn Waiter>> {
+        let mut waiter = WaiterKind::probe(Loop::Own)?;
+        waiter.watch(self.participant.as_fd(), LINE)?;
+        tracing::debug!(waiter = waiter.kind().name(), "parking");
+        Ok(waiter)
     }
 
     fn stage(&mut self, delivery: &Delivery, header: &MessageHeader) -> Result<(), Refusal> {
@@ -216,11 +234,28 @@ impl LocalBus for SandboxBus {
     }
 
     fn park(&mut self, timeout: Duration, is_awaited: &dyn Fn() -> bool) {
+        if self.waiter.is_none() {
+            match self.open_waiter() {
+                Ok(waiter) => self.waiter = Some(waiter),
+                Err(error) => tracing::warn!(%error, "cannot watch the guardian's line"),
+            }
+        }
         let parking = self.bell.prepare();
         if is_awaited() || self.receiver.has_message() {
-            parking.cancel();
-        } else {
-            parking.sleep(timeout);
+            return parking.cancel();
+        }
+        let words = [parking.watched()];
+        let timeout = timeout.min(PARK_MAX);
+        let waited = match &mut self.waiter {
+            Some(waiter) => waiter.wait(&words, timeout, &mut Vec::new()),
+            None => return parking.sleep(timeout),
+        };
+        parking.cancel();
+        if let Err(error) = waited {
+            // Tried again with a new one.
+            tracing::warn!(%error, "a wait failed");
+            self.waiter = None;
+            std::thread::sleep(RETRY);
         }
     }
 

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use sandpipe::wait::SpinBudget;
 use sandpipe_global_bus::{AppendError, GlobalBus, Health, ReplayError};
 use tokio::sync::oneshot;
 
@@ -16,9 +17,6 @@ use crate::core::{Command, Core, Reply, Workflow};
 
 /// Messages that are read before everything else gets its turn.
 const POLL_LIMIT: usize = 256;
-
-/// Looks at all sources in vain before the thread parks. Small: grains need the other core.
-const SPINS: u32 = 200;
 
 /// How often health is looked at, and how often marks are committed.
 const HOUSEKEEPING: Duration = Duration::from_millis(100);
@@ -119,16 +117,17 @@ impl BusThread {
 
     /// Runs until it is stopped, or until another agent takes the sandbox over.
     pub fn run(mut self) {
-        let mut idle = 0;
+        // Grains need the cores as well.
+        let mut budget = SpinBudget::new();
         while !self.is_done() {
-            if self.turn() {
-                idle = 0;
-            } else if idle < SPINS && self.local.is_some() {
-                idle += 1;
-                std::hint::spin_loop();
-            } else {
-                idle = 0;
+            let moved = match self.local {
+                Some(_) => budget.spin(|| self.turn()),
+                None => self.turn(),
+            };
+            if !moved {
+                let begin = Instant::now();
                 self.park();
+                budget.slept(begin.elapsed());
             }
         }
         self.end();

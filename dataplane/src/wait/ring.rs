@@ -40,7 +40,13 @@ impl Ring {
     /// neither its memory nor a descriptor.
     pub(super) fn new(operations: &[u8], whose: Loop) -> io::Result<Ring> {
         let mut builder = IoUring::builder();
-        let uring = builder.dontfork().setup_r_disabled().build(ENTRIES)?;
+        builder.dontfork().setup_r_disabled();
+        if whose == Loop::Own {
+            // Completions wait for the next enter. Else the kernel interrupts whatever system call
+            // the thread is in, and a receive with a time limit fails with EINTR.
+            builder.setup_single_issuer().setup_defer_taskrun();
+        }
+        let uring = builder.build(ENTRIES)?;
         let allowed = operations.iter().copied().map(Restriction::sqe_op);
         let unregister = Restriction::register_op(UNREGISTER_RING_FDS as u8);
         let mut restrictions: Vec<_> = allowed.chain([unregister]).collect();

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
 use sandpipe::futex;
 use sandpipe::wait::{Loop, Waiter, WaiterKind, Watched};
@@ -182,6 +183,14 @@ fn what_is_forgotten_is_reported_no_more_and_its_peer_sees_it_closed() {
             matches!(read, Ok(0) | Err(rustix::io::Errno::CONNRESET)),
             "{read:?}"
         );
+        let (silent, other) = pair();
+        waiter.watch(silent.as_fd(), 2).unwrap();
+        waiter.wait(&words, SOON, &mut ready).unwrap();
+        waiter.forget(2).unwrap();
+        drop(silent);
+        let mut closed = [PollFd::new(&other, PollFlags::IN)];
+        let limit = Timespec::try_from(WATCHDOG).unwrap();
+        assert_eq!(poll(&mut closed, Some(&limit)), Ok(1), "still open");
     }
 }
 
@@ -306,8 +315,10 @@ fn a_forked_child_has_neither_the_ring_nor_its_descriptor() {
 #[test]
 fn many_waiters_of_one_thread_give_their_places_back() {
     // A thread's table of rings has 16 places.
+    let kinds: Vec<_> = waiters().map(|waiter| waiter.kind()).collect();
     for _ in 0..100 {
-        for mut waiter in waiters() {
+        for kind in &kinds {
+            let mut waiter = kind.open(Loop::Own).unwrap();
             let word = AtomicU64::new(1);
             assert!(wait_once(&mut *waiter, &[watched(&word, 0)]).1);
         }

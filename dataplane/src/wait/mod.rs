@@ -53,6 +53,9 @@ impl Watched<'_> {
 /// for, then waits: nothing that happens in between is missed. A wait may end early; the caller
 /// looks again. When a call returns, nothing of this waiter sleeps on a word any more, so that a
 /// wake meant for another is not swallowed by a process that is awake ([`Waiter::arm`] excepted).
+///
+/// Some time after an io_uring waiter is dropped, the kernel interrupts one system call of the
+/// thread that used it: keep a waiter, and expect `EINTR` where a call does not go on by itself.
 pub trait Waiter: Debug + Send + Sync {
     /// Which one it is.
     fn kind(&self) -> WaiterKind;

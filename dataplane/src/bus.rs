@@ -214,8 +214,8 @@ impl<M: Memory> Bus<M> {
     /// instance that is stale retires, and another is forked from the worker. One load.
     #[must_use]
     pub fn is_stale(&self) -> bool {
-        // SYNC(attach): Acquire pairs with the worker's Release.
-        self.shared_epoch().load(Ordering::Acquire) != self.epoch
+        // Relaxed: nothing is read under it; mappings are the process's own.
+        self.shared_epoch().load(Ordering::Relaxed) != self.epoch
     }
 
     /// The attach epoch under which this process maps its peers. Process-local on purpose: a child
@@ -227,8 +227,7 @@ impl<M: Memory> Bus<M> {
     /// After [`Bus::set_peer`] in the worker: instances forked before are stale from now on.
     pub fn bump_attach_epoch(&mut self) {
         self.epoch = self.shared_epoch().load(Ordering::Relaxed).wrapping_add(1);
-        // SYNC(attach): Release pairs with the instances' Acquire in `is_stale`.
-        self.shared_epoch().store(self.epoch, Ordering::Release);
+        self.shared_epoch().store(self.epoch, Ordering::Relaxed);
     }
 
     fn shared_epoch(&self) -> &AtomicU64 {

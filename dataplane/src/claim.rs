@@ -177,10 +177,11 @@ impl<M: Memory> Claimer<M> {
         &self.refusals
     }
 
-    /// Whether a claim would find something: what a parker checks last. Never changes anything.
+    /// Whether a claim would find something: what a parker checks last. Claims nothing; may move
+    /// the head for another instance.
     #[must_use]
     pub fn has_message(&self) -> bool {
-        self.orphans().load(Ordering::Acquire) != 0
+        self.orphans().load(Ordering::Relaxed) & 1 != 0
             || (0..self.lanes.len()).any(|lane| self.next_claimable(lane) != Ok(None))
     }
 
@@ -197,11 +198,11 @@ impl<M: Memory> Claimer<M> {
             return Ok(None);
         };
         'again: loop {
-            let head = self.own.word(*head_at).load(Ordering::Acquire);
+            let head = self.own.word(*head_at).load(Ordering::Relaxed);
             for position in head..head.saturating_add(reader.lane_slots()) {
                 let word = self.own.word(claim_at(*head_at, reader.mask(), position));
-                // SYNC(claim): Acquire pairs with the claiming exchange of another instance.
-                let seen = word.load(Ordering::Acquire);
+                // Nothing is read under it, and the exchange refuses a word that has changed.
+                let seen = word.load(Ordering::Relaxed);
                 let claim = Claim::from_word(seen);
                 if claim.position_after > position + 1 {
                     continue 'again; // the head has moved a whole lane since it was read
@@ -211,13 +212,22 @@ impl<M: Memory> Claimer<M> {
                 }
                 match reader.look(position) {
                     Look::Visible => return Ok(Some((position, seen))),
-                    Look::Empty => return Ok(None),
                     // The head passed this position meanwhile, and its slot is in use again.
-                    Look::Lie(_) if word.load(Ordering::Acquire) != seen => continue 'again,
+                    Look::Empty | Look::Lie(_)
+                        if self.own.word(*head_at).load(Ordering::Relaxed) != head
+                            || word.load(Ordering::Relaxed) != seen =>
+                    {
+                        continue 'again;
+                    }
+                    Look::Empty => return Ok(None),
                     Look::Lie(violation) => return Err(violation),
                 }
             }
-            return Ok(None);
+            // Every position is claimed. Whoever copied the first may have been stopped before it
+            // moved the head; nobody else would look at it again.
+            if advance_head(&self.own, *head_at, reader.mask()) == 0 {
+                return Ok(None);
+            }
         }
     }
 
@@ -251,9 +261,10 @@ impl<M: Memory> Claimer<M> {
                 .own
                 .word(claim_at(self.lanes[lane].head_at, mask, position));
             kill_point();
-            // SYNC(claim): one exchange decides between the instances of the family.
+            // One exchange decides between the instances of the family. It orders nothing: the
+            // message was published by its stamp, and the mark `copied` publishes what follows.
             let won =
-                word.compare_exchange(seen, claim.to_word(), Ordering::AcqRel, Ordering::Relaxed);
+                word.compare_exchange(seen, claim.to_word(), Ordering::Relaxed, Ordering::Relaxed);
             if won.is_ok() {
                 return Ok(Some((position, entry)));
             }
@@ -284,7 +295,7 @@ impl<M: Memory> Claimer<M> {
             .word(entry + offset_of!(InFlightEntry, epoch))
             .store(self.epoch, Ordering::Relaxed);
         kill_point();
-        // SYNC(key): Release: the entry holds the message before the head may pass it.
+        // SYNC(key): Release: who sees the key sees the message: recovery, the next owner.
         self.own
             .word(entry + offset_of!(InFlightEntry, key))
             .store(key, Ordering::Release);
@@ -294,6 +305,8 @@ impl<M: Memory> Claimer<M> {
             slot: self.slot.0,
             copied: true,
         };
+        // SYNC(mark): Release: our reads of the slot are over and the entry holds the message,
+        // before anybody moves the head past it.
         self.own
             .word(claim_at(*head_at, reader.mask(), position))
             .store(claim.to_word(), Ordering::Release);
@@ -356,14 +369,13 @@ impl<M: Memory> Claimer<M> {
     /// Takes over a message whose instance died.
     #[inline(always)]
     fn adopt_orphan(&mut self, now_ns: &impl Fn() -> u64, delivery: &mut Delivery) -> bool {
-        self.orphans().load(Ordering::Relaxed) != 0 && self.adopt(now_ns, delivery)
+        self.orphans().load(Ordering::Relaxed) & 1 != 0 && self.adopt(now_ns, delivery)
     }
 
     #[cold]
     fn adopt(&mut self, now_ns: &impl Fn() -> u64, delivery: &mut Delivery) -> bool {
-        // Before the scan: an orphan that appears later sets the hint again.
         // SYNC(orphans): Acquire pairs with the recoverer's Release: its orphan is seen below.
-        self.orphans().swap(0, Ordering::AcqRel);
+        let hint = self.orphans().load(Ordering::Acquire);
         let mut left = false;
         let entry = self.entries.iter().copied().find(|&at| {
             let word = self.owner(at).load(Ordering::Acquire);
@@ -382,8 +394,11 @@ impl<M: Memory> Claimer<M> {
                     .is_ok()
             }
         });
-        if left {
-            self.orphans().store(1, Ordering::Release); // there may be more
+        if !left {
+            // Only after a scan that found nothing, and only if no orphan has appeared since: a
+            // claimer that is stopped anywhere in here hides no orphan from the others.
+            let word = self.orphans();
+            let _ = word.compare_exchange(hint, hint & !1, Ordering::Relaxed, Ordering::Relaxed);
         }
         let Some(entry) = entry else { return false };
         self.adopted = true;

@@ -45,12 +45,15 @@ pub(crate) fn split_owner(word: u64) -> (u64, u64) {
     (word & 0xffff, word >> 16 & 0xffff)
 }
 
-/// Moves the head of a lane over the prefix that was copied out; every instance helps.
+/// Moves the head of a lane over the prefix that was copied out; every instance helps. How far it
+/// went.
 #[inline]
-pub(crate) fn advance_head(own: &impl Memory, head_at: usize, mask: u64) {
+pub(crate) fn advance_head(own: &impl Memory, head_at: usize, mask: u64) -> u64 {
     let word = own.word(head_at + offset_of!(LaneHead, head));
-    let mut head = word.load(Ordering::Acquire);
+    let mut head = word.load(Ordering::Relaxed);
+    let mut moved = 0;
     loop {
+        // SYNC(mark): Acquire: what the copying instance has done comes before the head below.
         let claim = own
             .word(claim_at(head_at, mask, head))
             .load(Ordering::Acquire);
@@ -60,16 +63,16 @@ pub(crate) fn advance_head(own: &impl Memory, head_at: usize, mask: u64) {
         };
         // A dead family may have left any head at all: one that has no successor stays.
         let Some(next) = head.checked_add(1) else {
-            return;
+            return moved;
         };
         if claim != done.to_word() || done.position_after != next {
-            return;
+            return moved;
         }
         // SYNC(head): Release pairs with the producer's Acquire of free slots.
         // SYNC(release): and with its Acquire before it looks for the entry.
-        match word.compare_exchange(head, next, Ordering::AcqRel, Ordering::Acquire) {
-            Ok(_) => head = next,
-            Err(now) => head = now,
+        match word.compare_exchange(head, next, Ordering::Release, Ordering::Relaxed) {
+            Ok(_) => (head, moved) = (next, moved + 1),
+            Err(now) => (head, moved) = (now, moved + 1),
         }
     }
 }

@@ -268,6 +268,7 @@ impl<M: Memory> Instance<M> {
         self.write_intent(ack);
         kill_point();
         // The one word: from here on everything below happens, by this process or by recovery.
+        // SYNC(fact): Release: who sees the fact sees its record.
         self.line()[offset_of!(CommitLine, commit) / 8].store(self.sequence, Ordering::Release);
         kill_point();
         if !self.staged_chunks.is_empty() {
@@ -330,14 +331,15 @@ impl<M: Memory> Instance<M> {
             .array(self.slot_at + offset_of!(InstanceSlot, commit))
     }
 
-    fn acknowledge(&self, ack: Ack) {
+    pub(crate) fn acknowledge(&self, ack: Ack) {
         match ack.at & 0xff << 56 {
             ACK_ENTRY => {
-                // SYNC(key): Release pairs with the chunk owner's Acquire: our reads are over.
+                // SYNC(outputs): Release: no acknowledgement is seen without the outputs.
+                // SYNC(key): And it pairs with the chunk owner's Acquire: our reads are over.
                 self.own.word(ack.word_at).store(0, Ordering::Release);
             }
             ACK_CURSOR => {
-                // SYNC(cursor): Release keeps the reads of the message in front of it.
+                // SYNC(outputs): Release: no acknowledgement is seen without the outputs.
                 self.own.word(ack.word_at).store(ack.key, Ordering::Release);
             }
             _ => {}

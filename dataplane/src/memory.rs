@@ -42,9 +42,18 @@ pub trait Memory: Clone {
         self.len() == 0
     }
 
+    /// A message or payload at `offset` is read (in a loom model: nobody may write it meanwhile).
+    #[inline(always)]
+    fn note_read(&self, _offset: usize) {}
+
+    /// A message or payload at `offset` is written (in a loom model: nobody may use it meanwhile).
+    #[inline(always)]
+    fn note_write(&self, _offset: usize) {}
+
     /// Copies `bytes.len()` bytes from `offset` out, word by word.
     #[inline]
     fn copy_out(&self, offset: usize, bytes: &mut [u8]) {
+        self.note_read(offset);
         let (whole, rest) = bytes.as_chunks_mut::<8>();
         let words = self.words(offset, whole.len());
         for (bytes, word) in whole.iter_mut().zip(words) {
@@ -59,6 +68,7 @@ pub trait Memory: Clone {
     /// Copies `bytes` to `offset`, word by word; the rest of the last word becomes zero.
     #[inline]
     fn copy_in(&self, offset: usize, bytes: &[u8]) {
+        self.note_write(offset);
         let (whole, rest) = bytes.as_chunks::<8>();
         for (bytes, word) in whole.iter().zip(self.words(offset, whole.len())) {
             word.store(u64::from_le_bytes(*bytes), Ordering::Relaxed);
@@ -76,6 +86,10 @@ pub trait Memory: Clone {
 #[derive(Clone, Debug)]
 pub struct HeapMemory {
     words: std::sync::Arc<Vec<AtomicU64>>,
+    /// One a line: loom's models order no read after a later write, so what must not overlap in
+    /// time is watched by these.
+    #[cfg(loom)]
+    lines: std::sync::Arc<Vec<loom::cell::UnsafeCell<()>>>,
     gap: core::ops::Range<usize>,
     len: usize,
 }
@@ -93,9 +107,22 @@ impl HeapMemory {
         let words = (0..(len - gap.len()) / 8).map(|_| AtomicU64::new(0));
         HeapMemory {
             words: std::sync::Arc::new(words.collect()),
+            #[cfg(loom)]
+            lines: {
+                let lines =
+                    (0..(len - gap.len()).div_ceil(64)).map(|_| loom::cell::UnsafeCell::new(()));
+                std::sync::Arc::new(lines.collect())
+            },
             gap,
             len,
         }
+    }
+}
+
+impl HeapMemory {
+    fn without_gap(&self, offset: usize) -> usize {
+        let behind = offset >= self.gap.end;
+        offset - if behind { self.gap.len() } else { 0 }
     }
 }
 
@@ -106,12 +133,17 @@ impl Memory for HeapMemory {
             offset.is_multiple_of(8),
             "word offset {offset} is not a multiple of 8"
         );
-        let gap = if offset >= self.gap.end {
-            self.gap.len()
-        } else {
-            0
-        };
-        &self.words[(offset - gap) / 8..][..count]
+        &self.words[self.without_gap(offset) / 8..][..count]
+    }
+
+    #[cfg(loom)]
+    fn note_read(&self, offset: usize) {
+        self.lines[self.without_gap(offset) / 64].with(|_| ());
+    }
+
+    #[cfg(loom)]
+    fn note_write(&self, offset: usize) {
+        self.lines[self.without_gap(offset) / 64].with_mut(|_| ());
     }
 
     fn len(&self) -> usize {

@@ -211,6 +211,7 @@ const PARENT: usize = (offset_of!(LaneSlot, parent) - offset_of!(LaneSlot, id)) 
 /// Reads a message's words from memory at `at`.
 #[inline(always)]
 pub(crate) fn read_words(memory: &impl Memory, at: usize) -> MessageWords {
+    memory.note_read(at);
     let shared = memory.array::<15>(at);
     core::array::from_fn(|index| match is_shared(index) {
         true => shared[index].load(Ordering::Relaxed),
@@ -221,6 +222,7 @@ pub(crate) fn read_words(memory: &impl Memory, at: usize) -> MessageWords {
 /// Writes a message's words to memory at `at`.
 #[inline(always)]
 pub(crate) fn write_words(memory: &impl Memory, at: usize, words: &MessageWords) {
+    memory.note_write(at);
     let shared = memory.array::<15>(at);
     for index in (0..15).filter(|&index| is_shared(index)) {
         shared[index].store(words[index], Ordering::Relaxed);

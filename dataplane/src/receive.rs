@@ -225,10 +225,10 @@ impl<M: Memory> Receiver<M> {
     pub fn acknowledge(&mut self, place: Place) {
         let lane = &mut self.lanes[place.lane];
         let cursor = place.position + 1;
-        // SYNC(cursor): Release keeps the reads of the message in front of it.
+        // Relaxed: recovery reads it after the death; the producer goes by the head.
         self.own
             .word(lane.head_at + offset_of!(LaneHead, cursor))
-            .store(cursor, Ordering::Release);
+            .store(cursor, Ordering::Relaxed);
         self.acknowledged(place);
     }
 
@@ -254,10 +254,11 @@ impl<M: Memory> Receiver<M> {
     /// Whenever there is nothing to do, the heads catch up: a held chunk must not wait for more
     /// traffic.
     #[inline]
-    fn publish_heads(&mut self) {
+    pub(crate) fn publish_heads(&mut self) {
         for lane in &mut self.lanes {
             if lane.head != lane.cursor {
                 lane.head = lane.cursor;
+                // SYNC(head): Release pairs with the producer's Acquire.
                 self.own
                     .word(lane.head_at)
                     .store(lane.head, Ordering::Release);

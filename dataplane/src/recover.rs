@@ -55,6 +55,8 @@ pub fn recover_slot<M: Memory>(bus: &Bus<M>, slot: SlotIndex) -> Repair {
     let line = slot_at + offset_of!(InstanceSlot, commit);
     let load = |at: usize| bus.own_memory().word(at).load(Ordering::Acquire);
     // SYNC(intent): the dead one stored `seq` in front of its items; waitid ordered all of it.
+    // SYNC(fact), SYNC(outputs): and the commit word behind the record, the outputs in front of
+    // the acknowledgement.
     let commit = load(line + offset_of!(CommitLine, commit));
     let committed = commit != 0 && load(line + offset_of!(CommitLine, seq)) == commit;
     if committed {
@@ -208,9 +210,11 @@ fn orphan_entries<M: Memory>(bus: &Bus<M>, slot: SlotIndex) -> usize {
     }
     // Also for an older orphan: the dead one may have taken the hint and not yet the orphan.
     if any || orphaned != 0 {
+        let hint = own.word(offset_of!(FamilyHeader, orphans));
+        // A new number: a claimer that scanned before does not take this hint back.
+        let next = (hint.load(Ordering::Relaxed) | 1) + 2;
         // SYNC(orphans): Release: whoever sees the hint sees the orphan.
-        own.word(offset_of!(FamilyHeader, orphans))
-            .store(1, Ordering::Release);
+        hint.store(next, Ordering::Release);
     }
     orphaned
 }

@@ -23,7 +23,7 @@ pub(crate) fn kill_point() {
     #[cfg(feature = "pauses")]
     {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-        let spins = now.map_or(0, |since| since.subsec_nanos() / 10 % 97);
+        let spins = now.map_or(0, |since| since.subsec_nanos() / 10 % 499);
         (0..spins).for_each(|_| core::hint::spin_loop());
     }
 }

@@ -274,6 +274,30 @@ fn what_a_dead_instance_held_is_delivered_again_with_the_next_attempt() {
 }
 
 #[test]
+fn an_instance_stopped_before_it_moved_the_head_blocks_nobody() {
+    let sandbox = Sandbox::new();
+    let mut agent = sandbox.bus(AGENT).instance(S0);
+    let grain = sandbox.bus(FIRST);
+    // Two slots with two entries each take a whole lane.
+    for (id, slot) in [(1, S0), (2, S0), (3, S1), (4, S1)] {
+        send(&mut agent, FIRST, id).unwrap();
+        let delivery = claim(&mut grain.claimer(slot)).unwrap();
+        grain.instance(slot).commit(delivery.ack);
+    }
+    // As if nobody had moved the head yet: each one looked at it before the first had its mark.
+    let head = grain.own_layout().lanes[0].head_at;
+    grain
+        .own_memory()
+        .word(head)
+        .store(0, core::sync::atomic::Ordering::SeqCst);
+    let mut agent = sandbox.bus(AGENT).instance(S0);
+    assert_eq!(send(&mut agent, FIRST, 5), Err(StageError::Full(1)));
+    assert!(!grain.claimer(S1).has_message());
+    send(&mut agent, FIRST, 5).unwrap();
+    assert!(claim(&mut grain.claimer(S1)).is_some());
+}
+
+#[test]
 fn an_exclusive_receiver_gets_unacknowledged_messages_again_after_a_restart() {
     let sandbox = Sandbox::new();
     let mut producer = sandbox.bus(FIRST).instance(S0);

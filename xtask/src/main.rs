@@ -1,7 +1,10 @@
 //! Checks of the repository that cargo cannot express: `cargo xtask --help`.
 #![forbid(unsafe_code)]
 
+mod broken;
 mod instructions;
+mod mutate;
+mod scratch;
 mod tidy;
 
 use std::path::PathBuf;
@@ -14,9 +17,16 @@ Usage: cargo xtask tidy [ROOT]     report each broken rule as file:line: rule: w
        cargo xtask instructions [--write]
                                    count the instructions of the local bus's hot operations, and
                                    compare them with dataplane/instructions.txt (needs valgrind)
+       cargo xtask mutate-orderings [NAME]
+                                   weaken each SYNC ordering (or those called NAME), one at a time:
+                                   some loom model has to fail
+       cargo xtask broken-builds   break the commit protocol in five ways: some crash test has to
+                                   find each
        cargo xtask --help
 
-Exit codes: 0 all rules hold, 1 a rule is broken, 2 wrong usage or an unreadable file.
+Exit codes: 0 all rules hold (every mutant is killed, every broken build found),
+1 a rule is broken (one survived),
+2 wrong usage or an unreadable file.
 ";
 
 fn main() -> ExitCode {
@@ -27,6 +37,11 @@ fn main() -> ExitCode {
         ["tidy", root] if !root.starts_with('-') => run_tidy(PathBuf::from(root)),
         ["instructions"] => run_instructions(false),
         ["instructions", "--write"] => run_instructions(true),
+        ["mutate-orderings"] => verdict(mutate::run(&workspace_root(), None)),
+        ["mutate-orderings", name] if !name.starts_with('-') => {
+            verdict(mutate::run(&workspace_root(), Some(name)))
+        }
+        ["broken-builds"] => verdict(broken::run(&workspace_root())),
         ["--help" | "-h" | "help"] | ["tidy", "--help" | "-h"] => {
             print!("{HELP}");
             ExitCode::SUCCESS
@@ -53,6 +68,16 @@ fn workspace_root() -> PathBuf {
     here.parent()
         .expect("xtask lies in the workspace")
         .to_path_buf()
+}
+
+fn verdict(good: std::io::Result<bool>) -> ExitCode {
+    match good {
+        Ok(good) => ExitCode::from(u8::from(!good)),
+        Err(error) => {
+            eprintln!("xtask: {error}");
+            ExitCode::from(2)
+        }
+    }
 }
 
 fn run_tidy(root: PathBuf) -> ExitCode {

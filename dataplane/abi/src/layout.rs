@@ -50,7 +50,8 @@ pub struct FamilyHeader {
     /// Counts the peer segments that this family's worker has mapped anew; an idle instance that
     /// was forked under an older value retires.
     pub attach_epoch: u64,
-    /// Not zero: some in-flight entry may have no owner. A hint, set by the recoverer.
+    /// Odd: some in-flight entry may have no owner. A hint; each recovery that makes an orphan
+    /// stores a larger odd number.
     pub orphans: u64,
     _line1: [u64; 6],
     /// What recovery mended in this family.

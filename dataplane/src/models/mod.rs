@@ -2,6 +2,8 @@
 //!
 //! `RUSTFLAGS="--cfg loom" cargo test --release -p sandpipe --lib`
 
+mod orderings;
+
 use core::time::Duration;
 
 use loom::thread;

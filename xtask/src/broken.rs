@@ -1,0 +1,140 @@
+//! `cargo xtask broken-builds`: breaks the commit protocol in five known ways, one at a time, and
+//! says which crash test finds it.
+
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use crate::scratch::{Ended, Scratch};
+
+const LIMIT: Duration = Duration::from_secs(600);
+
+/// One broken build: what is replaced by what.
+struct Broken {
+    name: &'static str,
+    path: &'static str,
+    changes: &'static [(&'static str, &'static str)],
+}
+
+const STAMP_LOOP: &str = "        for &Item { target, .. } in &self.items {
+            self.lanes[target].stamp_next();
+            kill_point();
+        }
+";
+
+const BROKEN: &[Broken] = &[
+    Broken {
+        name: "head moved before the entry is written",
+        path: "dataplane/src/claim.rs",
+        changes: &[(
+            "        write_words(&self.own, message_at, &words);\n",
+            "        let (position_after, slot) = (position + 1, self.slot.0);
+        let early = Claim { position_after, slot, copied: true };
+        self.own
+            .word(claim_at(*head_at, reader.mask(), position))
+            .store(early.to_word(), Ordering::Release);
+        advance_head(&self.own, *head_at, reader.mask());
+        kill_point();
+        write_words(&self.own, message_at, &words);\n",
+        )],
+    },
+    Broken {
+        name: "visible before the commit",
+        path: "dataplane/src/instance.rs",
+        changes: &[
+            (STAMP_LOOP, ""),
+            (
+                "        self.write_intent(ack);\n",
+                "        for &Item { target, .. } in &self.items {
+            self.lanes[target].stamp_next();
+            kill_point();
+        }
+        self.write_intent(ack);\n",
+            ),
+        ],
+    },
+    Broken {
+        name: "stamp before the payload",
+        path: "dataplane/src/lane.rs",
+        changes: &[(
+            "        write_words(&self.own, at, message);\n",
+            "        self.own
+            .word(slot_at(self.slots_at, self.mask, position))
+            .store(position + 1, Ordering::Release);
+        crate::sync::kill_point();
+        write_words(&self.own, at, message);\n",
+        )],
+    },
+    Broken {
+        name: "entry freed without comparing its key",
+        path: "dataplane/src/recover.rs",
+        changes: &[(
+            "let meant = word.load(Ordering::Relaxed) == key;",
+            "let meant = word.load(Ordering::Relaxed) != 0;",
+        )],
+    },
+    Broken {
+        name: "no roll-forward",
+        path: "dataplane/src/recover.rs",
+        changes: &[(
+            "        roll_forward(bus, slot, slot_at, &mut repair);\n",
+            "        let _ = roll_forward::<M>;\n",
+        )],
+    },
+];
+
+/// The tests that may find one, the cheapest first.
+const TESTS: &[(&str, &[&str])] = &[
+    (
+        "kill, with pauses",
+        &["--features", "pauses", "--test", "kill"],
+    ),
+    ("sweep", &["--test", "sweep", "any_instruction"]),
+];
+
+/// Runs all; true if each broken build is found.
+pub fn run(workspace: &Path) -> io::Result<bool> {
+    let scratch = Scratch::new(workspace, "broken-builds")?;
+    let mut found = 0;
+    for broken in BROKEN {
+        let sound = scratch.read(broken.path)?;
+        let mut text = sound.clone();
+        for (from, to) in broken.changes {
+            if text.matches(from).count() != 1 {
+                let what = format!("{}: the text to break has changed: {from}", broken.path);
+                return Err(io::Error::other(what));
+            }
+            text = text.replacen(from, to, 1);
+        }
+        scratch.write(broken.path, &text)?;
+        let catcher = first_catcher(&scratch)?;
+        scratch.write(broken.path, &sound)?;
+        found += usize::from(catcher.is_some());
+        let verdict = catcher.unwrap_or("NOTHING".to_string());
+        println!("{}: found by {verdict}", broken.name);
+    }
+    println!("broken-builds: {found} of {} found", BROKEN.len());
+    Ok(found == BROKEN.len())
+}
+
+/// The first test that fails, with what it said.
+fn first_catcher(scratch: &Scratch) -> io::Result<Option<String>> {
+    for (name, args) in TESTS {
+        let all = [&["test", "-p", "sandpipe", "--release"], *args].concat();
+        let ended = scratch.cargo(&all, "-Awarnings", LIMIT)?;
+        let log = scratch.log();
+        if log.contains("could not compile") {
+            return Err(io::Error::other(format!("does not compile:\n{log}")));
+        }
+        if ended != Ended::Good {
+            let said = log
+                .lines()
+                .find(|line| line.contains("lost ") || line.contains("step "));
+            return Ok(Some(format!(
+                "{name} ({})",
+                said.unwrap_or("no details").trim()
+            )));
+        }
+    }
+    Ok(None)
+}

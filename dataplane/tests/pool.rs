@@ -10,7 +10,7 @@ use sandbox::{Sandbox, exit, watchdog};
 use sandpipe::{
     Ack, Bus, ChunkClass, Delivery, FamilyIndex, FamilySpec, Instance, Loan, LoanError, Mapping,
     MessageHeader, MessageId, Participant, Payload, Receiver, SlotIndex, Target, Topology,
-    TraceStamps, attach::AttachMessage, derive_child,
+    TraceStamps, derive_child,
 };
 
 const AGENT: FamilyIndex = FamilyIndex::AGENT;
@@ -223,34 +223,30 @@ fn a_payload_costs_its_pages_and_a_restart_gives_back_what_nobody_holds() {
         count: 8,
     };
     let mut sandbox = Sandbox::new(ring(&[class]));
-    let guardian = &mut sandbox.guardian;
     for family in [AGENT, GRAINS[0], GRAINS[1], GRAINS[2]] {
-        guardian.make_family(family).unwrap();
-        let mapped = AttachMessage::Mapped.encode();
-        guardian.handle(family, &mapped).unwrap();
+        sandbox.make_sealed(family);
     }
-    let bytes = |guardian: &sandpipe::Guardian| resident(guardian.update_message(GRAINS[0]).1[0]);
-    let bus = guardian.view(GRAINS[0]).unwrap();
+    let bytes = |sandbox: &Sandbox| resident(sandbox.guardian.update_message(GRAINS[0]).1[0]);
+    let bus = sandbox.guardian.view(GRAINS[0]).unwrap();
     let mut instance = bus.instance(S0);
-    let before = bytes(guardian);
+    let before = bytes(&sandbox);
     let mut held = Vec::new();
     for (number, len) in [100, 4096, 10_000, 1 << 20].into_iter().enumerate() {
-        let at_first = bytes(guardian);
+        let at_first = bytes(&sandbox);
         let loan = instance.loan(len).unwrap();
         instance.write(&loan, 0, &vec![1; len]);
         let pages = (len.div_ceil(4096) + 1) as i64;
-        let cost = bytes(guardian) - at_first;
+        let cost = bytes(&sandbox) - at_first;
         assert!(
             cost <= pages * 4096,
             "{len} bytes cost {cost}, chunk {number}"
         );
         held.push(loan);
     }
-    assert!(bytes(guardian) - before > 1 << 20);
+    assert!(bytes(&sandbox) - before > 1 << 20);
     held.into_iter().for_each(|loan| instance.give_back(loan));
-    guardian.repair_family(GRAINS[0]);
-    guardian.make_family(GRAINS[0]).unwrap();
-    let mapped = AttachMessage::Mapped.encode();
-    guardian.handle(GRAINS[0], &mapped).unwrap();
-    assert!(bytes(guardian) <= before, "{} of {before}", bytes(guardian));
+    sandbox.guardian.repair_family(GRAINS[0]);
+    sandbox.make_sealed(GRAINS[0]);
+    let after = bytes(&sandbox);
+    assert!(after <= before, "{after} of {before}");
 }

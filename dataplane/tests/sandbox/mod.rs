@@ -6,9 +6,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use sandpipe::attach::AttachMessage;
 use sandpipe::{
     Bus, FamilyIndex, Guardian, Instance, Mapping, Participant, Reaction, SlotIndex, Topology,
-    socket,
+    layout, socket,
 };
 
 /// A test that hangs is a bug in the bus: ten times the expectation, then abort.
@@ -32,6 +33,23 @@ impl Sandbox {
             guardian: Guardian::new(topology).unwrap(),
             sockets,
         }
+    }
+
+    /// Makes the family's next segment, sealed as if a process had mapped it; the hint page.
+    pub fn make_sealed(&mut self, family: FamilyIndex) -> Mapping {
+        self.guardian.make_family(family).unwrap();
+        let hello = AttachMessage::Hello {
+            version: layout::LAYOUT_VERSION,
+            hash: layout::layout_hash(),
+            family,
+        };
+        let Reaction::Reply(_, fds) = self.guardian.handle(family, &hello.encode()).unwrap() else {
+            panic!("the handshake is refused");
+        };
+        let page = Mapping::new(fds[1].as_fd(), layout::PAGE, false, layout::PAGE).unwrap();
+        let mapped = AttachMessage::Mapped.encode();
+        self.guardian.handle(family, &mapped).unwrap();
+        page
     }
 
     /// Makes the family's next segment and a socket for its process.

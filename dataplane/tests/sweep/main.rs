@@ -25,10 +25,10 @@ mod whole;
 const SLOW_BUILD: bool = cfg!(debug_assertions) || cfg!(feature = "pauses");
 
 /// Instructions between two looks at the memory: every one in the build that matters.
-const COPY_STRIDE: u64 = if SLOW_BUILD { 101 } else { 1 };
+const COPY_STRIDE: u64 = if SLOW_BUILD { 1009 } else { 1 };
 
 /// Instructions between two real kills of a long operation; each steps from the start again.
-const KILL_STRIDE: u64 = if SLOW_BUILD { 9001 } else { 97 };
+const KILL_STRIDE: u64 = if SLOW_BUILD { 40_009 } else { 97 };
 
 /// Instructions between two real kills of a hot operation.
-const HOT_STRIDE: u64 = if SLOW_BUILD { 997 } else { 1 };
+const HOT_STRIDE: u64 = if SLOW_BUILD { 4001 } else { 1 };

@@ -1,11 +1,9 @@
 //! What the sweeps are about: an agent, a grain and the next grain, in a known state.
 
-use rustix::fd::AsFd;
-use sandpipe::attach::AttachMessage;
-use sandpipe::layout::{self, HintBlock};
+use sandpipe::layout::HintBlock;
 use sandpipe::{
     Ack, Bus, ChunkClass, Claimer, Delivery, FamilyIndex, FamilySpec, Instance, Mapping, Memory,
-    MessageHeader, MessageId, Payload, Reaction, Receiver, SlotIndex, StageError, Target, Topology,
+    MessageHeader, MessageId, Payload, Receiver, SlotIndex, StageError, Target, Topology,
     TraceStamps,
 };
 use std::mem::offset_of;
@@ -185,26 +183,10 @@ impl World {
     /// Segments made and sealed, nothing in them.
     pub fn empty() -> World {
         let mut sandbox = Sandbox::new(topology());
-        let mut hints = None;
-        for family in [AGENT, GRAIN, NEXT] {
-            sandbox.guardian.make_family(family).unwrap();
-            let hello = AttachMessage::Hello {
-                version: layout::LAYOUT_VERSION,
-                hash: layout::layout_hash(),
-                family,
-            };
-            let Reaction::Reply(_, fds) = sandbox.guardian.handle(family, &hello.encode()).unwrap()
-            else {
-                panic!("the handshake is refused");
-            };
-            let page = Mapping::new(fds[1].as_fd(), layout::PAGE, false, layout::PAGE);
-            hints = Some(page.unwrap());
-            let mapped = AttachMessage::Mapped.encode();
-            sandbox.guardian.handle(family, &mapped).unwrap();
-        }
+        let pages = [AGENT, GRAIN, NEXT].map(|family| sandbox.make_sealed(family));
         World {
             sandbox,
-            hints: hints.unwrap(),
+            hints: pages[0].clone(),
         }
     }
 
@@ -263,13 +245,13 @@ impl World {
         (take(AGENT), take(NEXT))
     }
 
-    /// (bell, parked) of a queue.
+    /// The bell of a queue, and how many sleepers are announced (the count's low half).
     pub fn hint(&self, queue: FamilyIndex) -> (u64, u64) {
         let at = queue.index() * size_of::<HintBlock>();
         let word = |field: usize| self.hints.word(at + field).load(Ordering::SeqCst);
         (
             word(offset_of!(HintBlock, bell)),
-            word(offset_of!(HintBlock, parked)),
+            word(offset_of!(HintBlock, parked)) & 0xffff_ffff,
         )
     }
 

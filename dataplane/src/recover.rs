@@ -210,13 +210,17 @@ fn orphan_entries<M: Memory>(bus: &Bus<M>, slot: SlotIndex) -> usize {
     }
     // Also for an older orphan: the dead one may have taken the hint and not yet the orphan.
     if any || orphaned != 0 {
-        let hint = own.word(offset_of!(FamilyHeader, orphans));
-        // A new number: a claimer that scanned before does not take this hint back.
-        let next = (hint.load(Ordering::Relaxed) | 1) + 2;
-        // SYNC(orphans): Release: whoever sees the hint sees the orphan.
-        hint.store(next, Ordering::Release);
+        hint_at_orphans(own);
     }
     orphaned
+}
+
+fn hint_at_orphans(own: &impl Memory) {
+    let hint = own.word(offset_of!(FamilyHeader, orphans));
+    // A new number: a claimer that scanned before does not take this hint back.
+    let next = (hint.load(Ordering::Relaxed) | 1).wrapping_add(2);
+    // SYNC(orphans): Release: whoever sees the hint sees the orphan.
+    hint.store(next, Ordering::Release);
 }
 
 /// Entries whose owner is a slot that does not exist: a lie, and without this lost for good.
@@ -238,9 +242,7 @@ fn orphan_unowned<M: Memory>(bus: &Bus<M>) {
         };
         word.store(next, Ordering::Release);
         if holds {
-            // SYNC(orphans): Release: whoever sees the hint sees the orphan.
-            own.word(offset_of!(FamilyHeader, orphans))
-                .store(1, Ordering::Release);
+            hint_at_orphans(own);
         }
     }
 }

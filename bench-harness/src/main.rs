@@ -69,7 +69,7 @@ struct Run {
 enum ProfileName {
     /// One round: does everything run?
     Smoke,
-    /// At most ten minutes.
+    /// At most six minutes.
     Quick,
     /// More rounds and samples.
     Full,

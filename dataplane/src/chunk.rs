@@ -6,7 +6,7 @@
 //! message: not yet past the lane's head, or in an entry of its in-flight table. A chunk is free
 //! when nobody says so any more.
 
-use core::mem::offset_of;
+use core::mem::{offset_of, size_of};
 use std::sync::Arc;
 
 use sandpipe_abi::layout::{ChunkDescriptor, ITEMS_MAX, InFlightEntry, LaneHead};
@@ -143,8 +143,9 @@ pub(crate) struct Pool<M> {
     layouts: Arc<Vec<FamilyLayout>>,
     family: FamilyIndex,
     slot: SlotIndex,
-    /// Where to look first, by class.
-    hints: Vec<u32>,
+    descriptors_at: usize,
+    /// The classes, smallest first, and where to look first in each.
+    classes: Vec<(ChunkRange, u32)>,
 }
 
 impl<M: Memory> Pool<M> {
@@ -154,14 +155,17 @@ impl<M: Memory> Pool<M> {
         family: FamilyIndex,
         slot: SlotIndex,
     ) -> Pool<M> {
-        let classes = layouts[family.index()].chunks.len();
-        let hints = vec![u32::from(slot.0); classes];
+        let layout = &layouts[family.index()];
+        let descriptors_at = layout.descriptors_at;
+        let ranges = layout.chunks.iter();
+        let classes = ranges.map(|&range| (range, u32::from(slot.0))).collect();
         Pool {
             own,
             layouts,
             family,
             slot,
-            hints,
+            descriptors_at,
+            classes,
         }
     }
 
@@ -169,24 +173,29 @@ impl<M: Memory> Pool<M> {
         &self.layouts[self.family.index()]
     }
 
+    /// Offset of a chunk's descriptor; that of a chunk which does not exist may lie anywhere in the
+    /// own segment, or outside, which panics.
+    #[inline]
+    fn descriptor(&self, chunk: u32) -> usize {
+        self.descriptors_at + chunk as usize * size_of::<ChunkDescriptor>()
+    }
+
     /// Takes a chunk of at least `len` bytes. If the caller dies, recovery of its slot frees it.
     pub(crate) fn loan(&mut self, len: u64, holders: &[Holder<M>]) -> Result<Loan, LoanError> {
-        let layouts = Arc::clone(&self.layouts);
-        let ranges = &layouts[self.family.index()].chunks;
-        let max = ranges.last().map_or(0, |range| range.bytes);
+        let max = self.classes.last().map_or(0, |(range, _)| range.bytes);
         if len > max {
             return Err(LoanError::TooLarge { len, max });
         }
-        for (class, range) in ranges
-            .iter()
-            .enumerate()
-            .filter(|(_, range)| range.bytes >= len)
-        {
-            let mut found = self.take_free(class, range);
+        for class in 0..self.classes.len() {
+            let (range, _) = self.classes[class];
+            if range.bytes < len {
+                continue;
+            }
+            let mut found = self.take_free(class);
             if found.is_none() {
                 // All at once: the consumers' words are foreign lines, dear to look at.
-                self.reclaim(range, holders);
-                found = self.take_free(class, range);
+                self.reclaim(&range, holders);
+                found = self.take_free(class);
             }
             if let Some(index) = found {
                 return Ok(Loan {
@@ -200,8 +209,9 @@ impl<M: Memory> Pool<M> {
     }
 
     /// Takes the next free chunk of a class; its index in the class.
-    fn take_free(&mut self, class: usize, range: &ChunkRange) -> Option<u32> {
-        let start = self.hints[class] % range.count;
+    fn take_free(&mut self, class: usize) -> Option<u32> {
+        let (range, hint) = self.classes[class];
+        let start = hint % range.count;
         let mut indices = (start..range.count).chain(0..start);
         let index = indices.find(|index| {
             let chunk = range.first + index;
@@ -209,12 +219,12 @@ impl<M: Memory> Pool<M> {
             let slot = self.slot;
             let taken = state.phase == PHASE_FREE && self.change(chunk, state, slot, PHASE_LOANED);
             if taken {
-                let at = self.layout().descriptor_at(chunk);
+                let at = self.descriptor(chunk);
                 self.store(at + offset_of!(ChunkDescriptor, commit_seq), 0);
             }
             taken
         })?;
-        self.hints[class] = index + 1;
+        self.classes[class].1 = index + 1;
         Some(index)
     }
 
@@ -230,7 +240,7 @@ impl<M: Memory> Pool<M> {
 
     /// Whether any of the lane slots that name a published chunk is still held.
     fn is_held(&self, chunk: u32, state: State, holders: &[Holder<M>]) -> bool {
-        let at = self.layout().descriptor_at(chunk);
+        let at = self.descriptor(chunk);
         let count = self.word(at + offset_of!(ChunkDescriptor, count));
         (0..count.min(ITEMS_MAX as u64) as usize).any(|index| {
             let word = self.word(at + offset_of!(ChunkDescriptor, holder) + index * 8);
@@ -249,7 +259,7 @@ impl<M: Memory> Pool<M> {
             slot,
             phase,
         };
-        let at = self.layout().descriptor_at(chunk) + offset_of!(ChunkDescriptor, state);
+        let at = self.descriptor(chunk) + offset_of!(ChunkDescriptor, state);
         let (seen, next) = (seen.to_word(), next.to_word());
         let word = self.own.word(at);
         word.compare_exchange(seen, next, Ordering::AcqRel, Ordering::Relaxed)
@@ -258,7 +268,7 @@ impl<M: Memory> Pool<M> {
 
     /// Names a lane slot as a holder, for the commit `seq` that is being staged.
     pub(crate) fn add_holder(&self, loan: &Loan, index: usize, item: u64, seq: u64) {
-        let at = self.layout().descriptor_at(loan.chunk);
+        let at = self.descriptor(loan.chunk);
         self.store(at + offset_of!(ChunkDescriptor, holder) + index * 8, item);
         self.store(at + offset_of!(ChunkDescriptor, count), index as u64 + 1);
         self.store(at + offset_of!(ChunkDescriptor, len), u64::from(loan.len));
@@ -267,7 +277,7 @@ impl<M: Memory> Pool<M> {
 
     /// Takes back what [`Pool::add_holder`] named for a commit that is not made.
     pub(crate) fn forget_holders(&self, chunk: u32) {
-        let at = self.layout().descriptor_at(chunk);
+        let at = self.descriptor(chunk);
         self.store(at + offset_of!(ChunkDescriptor, commit_seq), 0);
     }
 
@@ -282,7 +292,7 @@ impl<M: Memory> Pool<M> {
     }
 
     fn set_phase(&self, chunk: u32, phase: u64) {
-        let at = self.layout().descriptor_at(chunk) + offset_of!(ChunkDescriptor, state);
+        let at = self.descriptor(chunk) + offset_of!(ChunkDescriptor, state);
         let state = State {
             phase,
             ..self.state(chunk)
@@ -299,7 +309,7 @@ impl<M: Memory> Pool<M> {
             if state.phase != PHASE_LOANED || state.slot != self.slot {
                 continue;
             }
-            let at = self.layout().descriptor_at(chunk) + offset_of!(ChunkDescriptor, commit_seq);
+            let at = self.descriptor(chunk) + offset_of!(ChunkDescriptor, commit_seq);
             if committed.is_some() && committed == Some(self.word(at)) {
                 self.publish(chunk);
             } else {
@@ -325,7 +335,7 @@ impl<M: Memory> Pool<M> {
     }
 
     fn state(&self, chunk: u32) -> State {
-        let at = self.layout().descriptor_at(chunk) + offset_of!(ChunkDescriptor, state);
+        let at = self.descriptor(chunk) + offset_of!(ChunkDescriptor, state);
         State::from_word(self.own.word(at).load(Ordering::Acquire))
     }
 

@@ -32,7 +32,8 @@ const SUBSTITUTIONS: [&str; 6] = [
      executable or with the same Python modules loaded",
     "a floor's waker stays at work for 10 us after its wake, as a publisher does; one that slept \
      at once would leave its warm core to the woken and lower the floor",
-    "5c.pool_over_floor.rust is taken with all processes on one core, the wake as well",
+    "5c.pool_over_floor.rust and 5c.ahead_over_pool.rust are taken with all processes on one core, \
+     the wake as well",
     "one event at a time with a pause, so that fork and exit keep up; \"saturated\" rows have none",
 ];
 
@@ -109,6 +110,9 @@ fn rust(setting: &Setting<'_>, plan: &mut Plan<'_>) {
     let one_core_pool = plan.case("pool, all on one core", "Rust", events, move |n| {
         on_one_core(|_| interactions(&rust_grain(POOL, 0)?, n, pause))
     });
+    let one_core_ahead = plan.case("forked ahead, all on one core", "Rust", events, move |n| {
+        on_one_core(|_| interactions(&rust_grain(AHEAD, 0)?, n, pause))
+    });
     let one_core_wake = plan.case("floor: futex wake, one core", "floor", events, move |n| {
         on_one_core(|core| one_way(Bell::Futex, Cores::Pinned([core, core]), pause, n))
     });
@@ -121,11 +125,11 @@ fn rust(setting: &Setting<'_>, plan: &mut Plan<'_>) {
     let large_fork = floor(64, "Rust, 64 MiB heap", large_pause);
     plan.block(&[fork, demand]);
     plan.block(&[wake, pool, ahead]);
-    plan.block(&[one_core_wake, one_core_pool]);
+    plan.block(&[one_core_wake, one_core_pool, one_core_ahead]);
     plan.block(&[large_fork, large_demand, large_ahead]);
     plan.block(&[saturated]);
     plan.ratio("5c.fork_over_floor.rust", demand, fork);
-    plan.ratio("5c.ahead_over_pool.rust", ahead, pool);
+    plan.ratio("5c.ahead_over_pool.rust", one_core_ahead, one_core_pool);
     plan.ratio("5c.demand_over_ahead.rust_64MiB", large_demand, large_ahead);
     plan.ratio("5c.pool_over_floor.rust", one_core_pool, one_core_wake);
 }

@@ -20,7 +20,7 @@ use crate::rounds::{Outcome, Plan, run};
 pub enum Profile {
     /// One round of a few samples: shows that everything runs, says nothing about speed.
     Smoke,
-    /// All figures in at most ten minutes.
+    /// All figures in at most six minutes.
     Quick,
     /// More rounds and samples.
     Full,

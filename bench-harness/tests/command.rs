@@ -177,7 +177,7 @@ fn figure_5c_runs_real_grains_names_what_is_missing_and_leaves_nothing_behind() 
     assert!(ran.status.success(), "{}", text(&ran.stderr));
     let report: Report = serde_json::from_slice(&ran.stdout).unwrap();
     let figure = &report.figures[0];
-    assert_eq!(figure.rows.len(), 11, "{:?}", report.validity);
+    assert_eq!(figure.rows.len(), 12, "{:?}", report.validity);
     let ratios: Vec<&str> = figure.ratios.keys().map(String::as_str).collect();
     let known = [
         "5c.ahead_over_pool.rust",

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use sandpipe::futex;
@@ -133,8 +134,8 @@ fn seals() -> Tried {
     }
 }
 
-/// One thread wakes another.
-fn futex_wakes() -> Tried {
+/// A word that another thread moves and rings in a moment.
+fn soon_rung() -> (Arc<AtomicU64>, JoinHandle<()>) {
     let word = Arc::new(AtomicU64::new(0));
     let waker = Arc::clone(&word);
     let thread = std::thread::spawn(move || {
@@ -142,6 +143,12 @@ fn futex_wakes() -> Tried {
         waker.store(1, Ordering::SeqCst);
         futex::wake(&waker, 1);
     });
+    (word, thread)
+}
+
+/// One thread wakes another.
+fn futex_wakes() -> Tried {
+    let (word, thread) = soon_rung();
     let begin = Instant::now();
     while word.load(Ordering::SeqCst) == 0 && begin.elapsed() < Duration::from_secs(2) {
         futex::wait(&word, 0, Duration::from_secs(1));
@@ -214,13 +221,7 @@ fn io_uring() -> Tried {
         let disabled = std::fs::read_to_string(path).unwrap_or_else(|_| "not there".into());
         format!("{error} ({path} is {})", disabled.trim())
     })?;
-    let word = Arc::new(AtomicU64::new(0));
-    let waker = Arc::clone(&word);
-    let thread = std::thread::spawn(move || {
-        std::thread::sleep(Duration::from_millis(5));
-        waker.store(1, Ordering::SeqCst);
-        futex::wake(&waker, 1);
-    });
+    let (word, thread) = soon_rung();
     let begin = Instant::now();
     let mut rung = Ok(false);
     while matches!(rung, Ok(false)) && begin.elapsed() < Duration::from_secs(2) {

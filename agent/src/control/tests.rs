@@ -13,16 +13,22 @@ fn status() -> AgentStatus {
     }
 }
 
-#[test]
-fn it_says_how_it_is_and_stops_when_told() {
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("run/agent-app.sock");
-    let control = Control::bind(&path, "app").unwrap();
+/// Serves at `path`, as long as it lives; and whether it was told to stop.
+fn serve(path: &std::path::Path) -> (Control, Arc<AtomicBool>) {
+    let control = Control::bind(path, "app").unwrap();
     let stopped = Arc::new(AtomicBool::new(false));
     let stop = Arc::clone(&stopped);
     control
         .serve(status, move || stop.store(true, Ordering::SeqCst))
         .unwrap();
+    (control, stopped)
+}
+
+#[test]
+fn it_says_how_it_is_and_stops_when_told() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("run/agent-app.sock");
+    let (control, stopped) = serve(&path);
     assert_eq!(ask(&path, Question::Status).unwrap(), status());
     assert!(!stopped.load(Ordering::SeqCst));
     ask(&path, Question::Shutdown).unwrap();
@@ -76,12 +82,7 @@ fn whatever_is_sent_to_it_it_goes_on_answering() {
     use std::io::{Read, Write};
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("agent-app.sock");
-    let control = Control::bind(&path, "app").unwrap();
-    let stopped = Arc::new(AtomicBool::new(false));
-    let stop = Arc::clone(&stopped);
-    control
-        .serve(status, move || stop.store(true, Ordering::SeqCst))
-        .unwrap();
+    let (_control, stopped) = serve(&path);
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let mut next = || {
         state ^= state << 13;

@@ -29,20 +29,23 @@ fn words(number: u64) -> [u64; 15] {
     [number; 15]
 }
 
+/// Writes three messages into a lane, as there is room.
+fn write_three(agent: &Bus<HeapMemory>) {
+    let mut writer = agent.lane_writer(S0, 0);
+    for number in 1..=3 {
+        while writer.has_room() != Ok(true) {
+            thread::yield_now();
+        }
+        writer.stage(&words(number));
+        writer.stamp_next();
+    }
+}
+
 #[test]
 fn a_lane_hands_over_whole_messages_and_takes_back_only_slots_that_were_read() {
     model(|| {
         let (agent, grain) = pair(1, vec![]);
-        let producer = thread::spawn(move || {
-            let mut writer = agent.lane_writer(S0, 0);
-            for number in 1..=3 {
-                while writer.has_room() != Ok(true) {
-                    thread::yield_now();
-                }
-                writer.stage(&words(number));
-                writer.stamp_next();
-            }
-        });
+        let producer = thread::spawn(move || write_three(&agent));
         let lane = grain.own_layout().lanes[0];
         let reader = grain.lane_reader(&lane).unwrap();
         let mut receiver = grain.receiver();
@@ -61,16 +64,7 @@ fn a_lane_hands_over_whole_messages_and_takes_back_only_slots_that_were_read() {
 fn a_lane_whose_reader_has_nothing_to_do_takes_back_only_slots_that_were_read() {
     model(|| {
         let (agent, grain) = pair(1, vec![]);
-        let producer = thread::spawn(move || {
-            let mut writer = agent.lane_writer(S0, 0);
-            for number in 1..=3 {
-                while writer.has_room() != Ok(true) {
-                    thread::yield_now();
-                }
-                writer.stage(&words(number));
-                writer.stamp_next();
-            }
-        });
+        let producer = thread::spawn(move || write_three(&agent));
         let lane = grain.own_layout().lanes[0];
         let reader = grain.lane_reader(&lane).unwrap();
         let own = grain.own_memory();

@@ -77,12 +77,11 @@ fn explain(chain: &Chain) {
         eprintln!("stuck: family {} holds {audit:?}", family.0);
     }
     let groups: Vec<_> = chain.groups.values().map(i32::to_string).collect();
-    let groups = groups.join(",");
-    let state = std::process::Command::new("ps")
-        .args(["-o", "pid,ppid,pgid,stat,wchan:20,cmd", "-g", &groups])
-        .output()
-        .unwrap();
-    eprintln!("{groups}: {}", String::from_utf8_lossy(&state.stdout));
+    let alive = std::process::Command::new("pgrep")
+        .args(["--list-full", "--pgroup", &groups.join(",")])
+        .output();
+    let alive = alive.map(|output| output.stdout).unwrap_or_default();
+    eprintln!("{}", String::from_utf8_lossy(&alive));
 }
 
 fn judge(chain: &mut Chain, feed: Feed, kills: u64) {

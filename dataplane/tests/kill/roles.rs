@@ -11,40 +11,40 @@ use sandpipe::{
 use crate::chain::{AGENT, Control, FIRST, INSTANCES, SECOND, Word};
 use crate::sandbox::{exit, hold, payload};
 
-/// Stages an output for the agent and for `next` (or as the answer) and commits.
+/// Stages an output for the agent and for `next` (or as the answer) and commits; false if there was
+/// no room for it. Whoever finds none looks whether a peer has been restarted before it tries
+/// again: in a dead consumer's segment nobody ever makes room.
 fn publish(
     instance: &mut Instance<Mapping>,
     header: MessageHeader,
     next: Option<FamilyIndex>,
     bytes: &[u8],
     ack: Ack,
-) {
-    let loan = (bytes.len() > 64).then(|| {
-        loop {
-            match instance.loan(bytes.len()) {
-                Ok(loan) => break loan,
-                Err(_) => std::thread::yield_now(),
-            }
-        }
-    });
-    if let Some(loan) = &loan {
-        instance.write(loan, 0, bytes);
+) -> bool {
+    let mut loan = None;
+    if bytes.len() > 64 {
+        let Ok(taken) = instance.loan(bytes.len()) else {
+            return false;
+        };
+        instance.write(&taken, 0, bytes);
+        loan = Some(taken);
     }
-    loop {
-        let body = loan
-            .as_ref()
-            .map_or(Payload::Inline(bytes), Payload::Loaned);
-        let queues = [Some(AGENT), next];
-        let staged = queues
-            .into_iter()
-            .flatten()
-            .try_for_each(|queue| instance.stage(queue, &header, body, TraceStamps::default()));
-        if staged.is_ok() {
-            return instance.commit(ack);
-        }
-        instance.discard();
-        std::thread::yield_now();
+    let body = loan
+        .as_ref()
+        .map_or(Payload::Inline(bytes), Payload::Loaned);
+    let staged = [Some(AGENT), next]
+        .into_iter()
+        .flatten()
+        .try_for_each(|queue| instance.stage(queue, &header, body, TraceStamps::default()));
+    if staged.is_ok() {
+        instance.commit(ack);
+        return true;
     }
+    instance.discard();
+    if let Some(loan) = loan {
+        instance.give_back(loan);
+    }
+    false
 }
 
 pub fn source(control: &Control, mut participant: Participant, mut bus: Bus<Mapping>) {
@@ -58,12 +58,16 @@ pub fn source(control: &Control, mut participant: Participant, mut bus: Bus<Mapp
             std::thread::sleep(Duration::from_micros(500));
             continue;
         }
-        closed = control.read(Word::Closing) != 0;
+        let last = control.read(Word::Closing) != 0;
         let number = instance.commits() + 1;
         let root = MessageId(number.into());
         let header = MessageHeader::event(root, root, MessageId::NONE, FIRST);
-        let bytes = sealed(number, 0, closed);
-        publish(&mut instance, header, Some(FIRST), &bytes, Ack::NOTHING);
+        let bytes = sealed(number, 0, last);
+        if publish(&mut instance, header, Some(FIRST), &bytes, Ack::NOTHING) {
+            closed = last;
+        } else {
+            std::thread::yield_now();
+        }
     }
 }
 
@@ -156,13 +160,13 @@ fn handle(
     } else {
         Kind::Final
     };
-    publish(
-        instance,
-        header,
-        next,
-        &sealed(number, hop, last),
-        delivery.ack,
-    );
+    let bytes = sealed(number, hop, last);
+    while !publish(instance, header, next, &bytes, delivery.ack) {
+        if bus.is_stale() {
+            exit(0); // the worker's next instance maps the restarted peer
+        }
+        std::thread::yield_now();
+    }
 }
 
 /// A payload that can be judged by itself: number, hop, whether it is the last, a filling whose

@@ -9,9 +9,10 @@
 use core::mem::{offset_of, size_of};
 use std::sync::Arc;
 
-use sandpipe_abi::layout::{ChunkDescriptor, ITEMS_MAX, InFlightEntry, LaneHead};
+use sandpipe_abi::layout::{ChunkDescriptor, HEAD_MAX, ITEMS_MAX, InFlightEntry, LaneHead};
 
 use crate::memory::Memory;
+use crate::message::Head;
 use crate::sync::Ordering;
 use crate::topology::{ChunkRange, FamilyIndex, FamilyLayout, SlotIndex};
 
@@ -209,23 +210,33 @@ impl<M: Memory> Pool<M> {
     }
 
     /// Takes the next free chunk of a class; its index in the class.
+    #[inline(always)]
     fn take_free(&mut self, class: usize) -> Option<u32> {
         let (range, hint) = self.classes[class];
-        let start = hint % range.count;
-        let mut indices = (start..range.count).chain(0..start);
-        let index = indices.find(|index| {
-            let chunk = range.first + index;
-            let state = self.state(chunk);
-            let slot = self.slot;
-            let taken = state.phase == PHASE_FREE && self.change(chunk, state, slot, PHASE_LOANED);
-            if taken {
-                let at = self.descriptor(chunk);
-                self.store(at + offset_of!(ChunkDescriptor, commit_seq), 0);
-            }
-            taken
-        })?;
+        let mut index = if hint < range.count { hint } else { 0 };
+        if !self.take(range.first + index) {
+            index = self.take_any(&range, index)?;
+        }
         self.classes[class].1 = index + 1;
         Some(index)
+    }
+
+    /// The first free chunk of a class behind `start`, round to it.
+    #[cold]
+    fn take_any(&self, range: &ChunkRange, start: u32) -> Option<u32> {
+        let mut indices = (start + 1..range.count).chain(0..start);
+        indices.find(|index| self.take(range.first + index))
+    }
+
+    #[inline(always)]
+    fn take(&self, chunk: u32) -> bool {
+        let state = self.state(chunk);
+        let taken = state.phase == PHASE_FREE && self.change(chunk, state, self.slot, PHASE_LOANED);
+        if taken {
+            let at = self.descriptor(chunk);
+            self.store(at + offset_of!(ChunkDescriptor, commit_seq), 0);
+        }
+        taken
     }
 
     /// Frees every chunk of a class that all its holders have released.
@@ -264,6 +275,16 @@ impl<M: Memory> Pool<M> {
         let word = self.own.word(at);
         word.compare_exchange(seen, next, Ordering::AcqRel, Ordering::Relaxed)
             .is_ok()
+    }
+
+    /// What the payload of a loan begins with.
+    #[inline(always)]
+    pub(crate) fn head(&self, loan: &Loan) -> Head {
+        if cfg!(loom) {
+            return [0; HEAD_MAX / 8]; // the models' chunks have no bytes to spare
+        }
+        let words = self.own.array::<{ HEAD_MAX / 8 }>(loan.data_at);
+        core::array::from_fn(|index| words[index].load(Ordering::Relaxed))
     }
 
     /// Names a lane slot as a holder, for the commit `seq` that is being staged.

@@ -47,7 +47,8 @@ impl Ack {
 pub enum Payload<'a> {
     /// At most 64 bytes, copied into the lane slot.
     Inline(&'a [u8]),
-    /// A chunk on loan; the same loan may be staged for several queues.
+    /// A chunk on loan, written before it is staged; the same loan may be staged for several
+    /// queues.
     Loaned(&'a Loan),
 }
 
@@ -221,7 +222,13 @@ impl<M: Memory> Instance<M> {
                 let len = bytes.len() as u32;
                 (len, header.with_inline(len, &inline_words(bytes)?))
             }
-            Payload::Loaned(loan) => (loan.len, header.with_chunk(loan.len, loan.chunk, &trace)),
+            Payload::Loaned(loan) => {
+                let beside = match header.traced {
+                    true => trace.to_words(),
+                    false => self.pool.head(loan),
+                };
+                (loan.len, header.with_chunk(loan.len, loan.chunk, &beside))
+            }
         };
         let position = self.lanes[target].stage(&words);
         if let Payload::Loaned(loan) = payload {

@@ -63,7 +63,7 @@ pub use crate::counters::{Count, Counters, Tally};
 pub use crate::instance::{Ack, Instance, Payload, StageError};
 pub use crate::memory::{HeapMemory, Memory};
 pub use crate::message::{
-    Body, FailureCode, Kind, Message, MessageHeader, TraceStamps, derive_child,
+    Body, FailureCode, Head, Kind, Message, MessageHeader, TraceStamps, derive_child,
 };
 pub use crate::payload::{DeliveredPayload, PayloadError};
 pub use crate::receive::{Place, Receiver};

@@ -3,7 +3,7 @@
 use core::mem::offset_of;
 use sandpipe_abi::MessageId;
 
-use sandpipe_abi::layout::{INLINE_MAX, LaneSlot};
+use sandpipe_abi::layout::{HEAD_MAX, INLINE_MAX, LaneSlot};
 
 use crate::memory::Memory;
 use crate::refusal::Violation;
@@ -134,16 +134,13 @@ impl MessageHeader {
         words
     }
 
-    /// The words of a message whose payload lies in a chunk.
+    /// The words of a message whose payload lies in a chunk; `beside` is its head or its times.
     #[inline(always)]
-    pub(crate) fn with_chunk(&self, len: u32, chunk: u32, trace: &TraceStamps) -> MessageWords {
+    pub(crate) fn with_chunk(&self, len: u32, chunk: u32, beside: &Head) -> MessageWords {
         let mut words = [0; 15];
         self.put(len, FLAG_CHUNK, &mut words);
         words[PAYLOAD] = u64::from(chunk);
-        words[PAYLOAD + 1] = trace.taken_ns;
-        words[PAYLOAD + 2] = trace.started_ns;
-        words[PAYLOAD + 3] = trace.ended_ns;
-        words[PAYLOAD + 4] = trace.published_ns;
+        words[PAYLOAD + 1..PARENT].copy_from_slice(beside);
         words
     }
 
@@ -175,6 +172,31 @@ pub struct TraceStamps {
     pub published_ns: u64,
 }
 
+impl TraceStamps {
+    pub(crate) fn to_words(self) -> Head {
+        let TraceStamps {
+            taken_ns,
+            started_ns,
+            ended_ns,
+            published_ns,
+        } = self;
+        [taken_ns, started_ns, ended_ns, published_ns, 0, 0, 0]
+    }
+
+    fn from_words(words: &Head) -> TraceStamps {
+        TraceStamps {
+            taken_ns: words[0],
+            started_ns: words[1],
+            ended_ns: words[2],
+            published_ns: words[3],
+        }
+    }
+}
+
+/// The first bytes of a payload that lies in a chunk, as they travel in the lane slot: whoever needs
+/// no more of it is spared the chunk's cache line, whose address only the message tells.
+pub type Head = [u64; HEAD_MAX / 8];
+
 /// Where a message's payload is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Body {
@@ -184,9 +206,28 @@ pub enum Body {
     Chunk {
         /// Index of the chunk.
         chunk: u32,
-        /// Times of a traced message.
+        /// What the payload began with when it was staged.
+        head: Head,
+    },
+    /// In a chunk; a traced message carries its times in the head's place.
+    Traced {
+        /// Index of the chunk.
+        chunk: u32,
+        /// Its times.
         trace: TraceStamps,
     },
+}
+
+impl Body {
+    /// The chunk that holds the payload, if one does.
+    #[must_use]
+    #[inline(always)]
+    pub fn chunk(&self) -> Option<u32> {
+        match *self {
+            Body::Inline(_) => None,
+            Body::Chunk { chunk, .. } | Body::Traced { chunk, .. } => Some(chunk),
+        }
+    }
 }
 
 /// A message out of shared memory: copied once, checked.
@@ -258,7 +299,10 @@ impl Message {
     pub(crate) fn to_words(self) -> MessageWords {
         match self.body {
             Body::Inline(payload) => self.header.with_inline(self.len, &payload),
-            Body::Chunk { chunk, trace } => self.header.with_chunk(self.len, chunk, &trace),
+            Body::Chunk { chunk, head } => self.header.with_chunk(self.len, chunk, &head),
+            Body::Traced { chunk, trace } => {
+                self.header.with_chunk(self.len, chunk, &trace.to_words())
+            }
         }
     }
 
@@ -321,13 +365,13 @@ impl Message {
         let Ok(chunk) = u32::try_from(words[PAYLOAD]) else {
             return false;
         };
-        let trace = TraceStamps {
-            taken_ns: words[PAYLOAD + 1],
-            started_ns: words[PAYLOAD + 2],
-            ended_ns: words[PAYLOAD + 3],
-            published_ns: words[PAYLOAD + 4],
+        let head = core::array::from_fn(|index| words[PAYLOAD + 1 + index]);
+        self.body = if header.traced {
+            let trace = TraceStamps::from_words(&head);
+            Body::Traced { chunk, trace }
+        } else {
+            Body::Chunk { chunk, head }
         };
-        self.body = Body::Chunk { chunk, trace };
         true
     }
 }
@@ -352,7 +396,7 @@ mod tests {
 
     #[test]
     fn a_message_keeps_every_field_through_its_words() {
-        let header = MessageHeader {
+        let traced = MessageHeader {
             id: MessageId(1 << 100 | 7),
             root: MessageId(2),
             parent: MessageId(3),
@@ -368,7 +412,16 @@ mod tests {
             ended_ns: 3,
             published_ns: 4,
         };
-        for body in [Body::Inline([9; 8]), Body::Chunk { chunk: 5, trace }] {
+        let untraced = MessageHeader {
+            traced: false,
+            ..traced
+        };
+        let (chunk, head) = (5, [1, 2, 3, 4, 5, 6, 7]);
+        for (header, body) in [
+            (traced, Body::Inline([9; 8])),
+            (traced, Body::Traced { chunk, trace }),
+            (untraced, Body::Chunk { chunk, head }),
+        ] {
             let message = Message {
                 header,
                 len: 60,

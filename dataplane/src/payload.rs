@@ -1,11 +1,11 @@
 //! What a message carries: found, checked, copied out.
 
-use sandpipe_abi::layout::INLINE_MAX;
+use sandpipe_abi::layout::{HEAD_MAX, INLINE_MAX};
 
 use crate::bus::Bus;
 use crate::claim::Delivery;
 use crate::memory::Memory;
-use crate::message::Body;
+use crate::message::{Body, Head};
 
 /// Why a payload could not be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -37,6 +37,8 @@ pub struct DeliveredPayload<'a, M> {
 #[derive(Clone, Copy, Debug)]
 enum PayloadPlace<'a, M> {
     Inline(&'a [u64; INLINE_MAX / 8]),
+    /// Its head in the message, the whole in a segment.
+    Headed(&'a Head, &'a M, usize),
     Chunk(&'a M, usize),
 }
 
@@ -53,18 +55,18 @@ impl<M: Memory> DeliveredPayload<'_, M> {
         self.len == 0
     }
 
-    /// Copies the first `bytes.len()` bytes into `bytes`. No system call.
+    /// Copies the first `bytes.len()` bytes into `bytes`. No system call. Up to 56 bytes of an
+    /// untraced message come out of the message itself, as they were when it was staged.
     ///
     /// # Panics
     /// If `bytes` is longer than the payload.
     pub fn copy_to(&self, bytes: &mut [u8]) {
         assert!(bytes.len() <= self.len, "more bytes than the payload has");
         match self.place {
-            PayloadPlace::Chunk(segment, at) => segment.copy_out(at, bytes),
-            PayloadPlace::Inline(words) => {
-                for (chunk, word) in bytes.chunks_mut(8).zip(words) {
-                    chunk.copy_from_slice(&word.to_le_bytes()[..chunk.len()]);
-                }
+            PayloadPlace::Inline(words) => copy_words(words, bytes),
+            PayloadPlace::Headed(head, ..) if bytes.len() <= HEAD_MAX => copy_words(head, bytes),
+            PayloadPlace::Headed(_, segment, at) | PayloadPlace::Chunk(segment, at) => {
+                segment.copy_out(at, bytes);
             }
         }
     }
@@ -75,6 +77,13 @@ impl<M: Memory> DeliveredPayload<'_, M> {
         let mut bytes = vec![0; self.len];
         self.copy_to(&mut bytes);
         bytes
+    }
+}
+
+#[inline]
+fn copy_words(words: &[u64], bytes: &mut [u8]) {
+    for (bytes, word) in bytes.chunks_mut(8).zip(words) {
+        bytes.copy_from_slice(&word.to_le_bytes()[..bytes.len()]);
     }
 }
 
@@ -89,7 +98,11 @@ impl<M: Memory> Bus<M> {
     ) -> Result<DeliveredPayload<'a, M>, PayloadError> {
         let place = match &delivery.message.body {
             Body::Inline(words) => PayloadPlace::Inline(words),
-            Body::Chunk { .. } => {
+            Body::Chunk { head, .. } => {
+                let (segment, at) = self.locate(delivery)?;
+                PayloadPlace::Headed(head, segment, at)
+            }
+            Body::Traced { .. } => {
                 let (segment, at) = self.locate(delivery)?;
                 PayloadPlace::Chunk(segment, at)
             }
@@ -114,10 +127,7 @@ impl<M: Memory> Bus<M> {
     pub fn locate(&self, delivery: &Delivery) -> Result<(&M, usize), PayloadError> {
         let family = delivery.source;
         let len = delivery.message.len;
-        let chunk = match delivery.message.body {
-            Body::Chunk { chunk, .. } => chunk,
-            Body::Inline(_) => u32::MAX,
-        };
+        let chunk = delivery.message.body.chunk().unwrap_or(u32::MAX);
         let bad = PayloadError::BadReference {
             family: family.0,
             chunk,

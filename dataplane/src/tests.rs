@@ -331,7 +331,7 @@ fn a_reference_to_no_chunk_is_refused() {
     for (chunk, len) in [(99, 100), (0, 257), (u32::MAX, u32::MAX)] {
         delivery.message.body = Body::Chunk {
             chunk,
-            trace: TraceStamps::default(),
+            head: [0; 7],
         };
         delivery.message.len = len;
         assert!(

@@ -107,7 +107,7 @@ impl SandboxBus {
             _ => return Err(queue),
         };
         let stamps = match message.body {
-            Body::Chunk { trace, .. } if header.traced => Some(Stamps {
+            Body::Traced { trace, .. } => Some(Stamps {
                 taken_ns: trace.taken_ns,
                 started_ns: trace.started_ns,
                 ended_ns: trace.ended_ns,

@@ -1,4 +1,4 @@
-//! The shared-memory layout, version 2. Every field is one little-endian 64-bit word, so that all
+//! The shared-memory layout, version 3. Every field is one little-endian 64-bit word, so that all
 //! sharing is by atomic words and a zeroed page is a valid empty state. The structs are never
 //! placed over shared memory: they give the offsets, and the assertions below pin every byte.
 
@@ -8,7 +8,7 @@ use core::mem::{align_of, offset_of, size_of};
 pub const MAGIC: u64 = u64::from_le_bytes(*b"SANDPIPE");
 
 /// The layout's version; participants of different versions refuse each other at attach.
-pub const LAYOUT_VERSION: u32 = 2;
+pub const LAYOUT_VERSION: u32 = 3;
 
 /// Bytes of a cache line, the unit that moves between two cores.
 pub const LINE: usize = 64;
@@ -30,6 +30,9 @@ pub const SLOTS_MAX: usize = 1024;
 
 /// Payload bytes that travel inside a lane slot.
 pub const INLINE_MAX: usize = 64;
+
+/// Bytes of a payload in a chunk that travel inside the lane slot as well.
+pub const HEAD_MAX: usize = INLINE_MAX - 8;
 
 /// The head of a family segment (one page).
 #[repr(C, align(4096))]

@@ -234,7 +234,7 @@ impl Sandbox {
             *self.told.entry(header.id).or_default() += 1;
             if header.kind != Kind::Event {
                 let stamps = match delivery.message.body {
-                    sandpipe::Body::Chunk { trace, .. } if header.traced => Some(trace),
+                    sandpipe::Body::Traced { trace, .. } => Some(trace),
                     _ => None,
                 };
                 let bytes = self.bus.payload(&delivery).unwrap();

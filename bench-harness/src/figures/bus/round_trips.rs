@@ -1,5 +1,6 @@
 //! Round trips with both sides awake.
 
+use sandpipe::layout::HEAD_MAX;
 use sandpipe_link::program::{Kind, Task};
 use sandpipe_link::round_trip::Trips;
 
@@ -135,27 +136,32 @@ fn floors(sheet: &mut Sheet<'_>, plain: usize) {
     sheet.median("bus.rtt_64_table.over_minimal_ring", table, ring);
 }
 
-/// Messages of which only the first 64 bytes are written and read.
+/// Messages of which only the first bytes are written and read: no more than travel in the lane
+/// slot, and one word more than that, which lies in the chunk.
 fn heads<'a>(sheet: &mut Sheet<'a>, peers: &'a Peers) {
     let cpus = sheet.cpus;
-    let (touched, samples, together) = SIZES[0];
-    let mut own = [0; 2];
-    for (index, len) in [touched, MIB].into_iter().enumerate() {
-        let name = format!("round trip, {}, 64 B touched", size(len));
-        own[index] = sheet.case(&name, "Sandpipe", samples, move |n| {
+    let (small, samples, together) = SIZES[0];
+    let mut case = |len, touched| {
+        let name = format!("round trip, {}, {touched} B touched", size(len));
+        let own = sheet.case(&name, "Sandpipe", samples, move |n| {
             let trips = Trips::busy(len, n, together);
             local::round_trips(cpus, trips, Way::touching(touched))
         });
-        if let (Some(peer), MIB) = (&peers.iceoryx2, len) {
-            let task = Task {
-                touched,
-                ..task(Kind::RoundTrip, cpus, len, samples, together)
-            };
-            let theirs = peer_case(sheet, &name, peer, task);
-            sheet.plan.pair_block(&[theirs, own[1]]);
-        }
+        (name, own)
+    };
+    let (_, floor) = case(small, small);
+    let (_, head) = case(MIB, HEAD_MAX);
+    let (name, chunk) = case(MIB, small);
+    if let Some(peer) = &peers.iceoryx2 {
+        let task = Task {
+            touched: small,
+            ..task(Kind::RoundTrip, cpus, MIB, samples, together)
+        };
+        let theirs = peer_case(sheet, &name, peer, task);
+        sheet.plan.pair_block(&[theirs, chunk]);
     }
-    sheet.median("bus.rtt_head.1MiB_over_64B", own[1], own[0]);
+    sheet.median("bus.rtt_head.1MiB_over_64B", head, floor);
+    sheet.median("bus.rtt_chunk.1MiB_over_64B", chunk, floor);
 }
 
 /// Round trips of 64 bytes timed one by one.

@@ -147,9 +147,7 @@ impl Port {
             let Some(mut loan) = self.borrow(message.len())? else {
                 return Ok(false);
             };
-            let touched = self.habit.touched;
-            let bytes = self.instance.memory().loan_bytes(&mut loan);
-            bytes[..touched].copy_from_slice(&message[..touched]);
+            self.fill(&mut loan, message);
             self.loan = Some(loan);
         }
         let payload = match &self.loan {
@@ -173,6 +171,18 @@ impl Port {
         self.sent += 1;
         self.staged += 1;
         Ok(true)
+    }
+
+    /// A few words word by word, since they were written so a moment ago and a wider load would
+    /// wait for those stores; more of them at the memory's speed.
+    #[inline]
+    fn fill(&self, loan: &mut Loan, message: &[u8]) {
+        let touched = self.habit.touched;
+        if touched <= INLINE_BYTES_MAX {
+            return self.instance.write(loan, 0, &message[..touched]);
+        }
+        let bytes = self.instance.memory().loan_bytes(loan);
+        bytes[..touched].copy_from_slice(&message[..touched]);
     }
 
     fn borrow(&mut self, len: usize) -> Result<Option<Loan>, BenchError> {

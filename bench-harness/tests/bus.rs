@@ -7,7 +7,7 @@ use sandpipe_bench::bounds::RATIOS;
 use sandpipe_bench::report::{Figure, Report};
 
 /// What a report has, whatever peers are built.
-const CASES: [&str; 20] = [
+const CASES: [&str; 21] = [
     "round trip, 64 B",
     "round trip, 1 KiB",
     "round trip, 4 KiB",
@@ -17,6 +17,7 @@ const CASES: [&str; 20] = [
     "round trip, 64 B, with the agent's copy",
     "round trip, 64 B, through the in-flight table",
     "round trip, 64 B, 64 B touched",
+    "round trip, 1 MiB, 56 B touched",
     "round trip, 1 MiB, 64 B touched",
     "round trip, 64 B, timed singly",
     "round trip, 64 B, asleep, same core",

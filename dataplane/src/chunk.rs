@@ -182,49 +182,54 @@ impl<M: Memory> Pool<M> {
     }
 
     /// Takes a chunk of at least `len` bytes. If the caller dies, recovery of its slot frees it.
+    #[inline(always)]
     pub(crate) fn loan(&mut self, len: u64, holders: &[Holder<M>]) -> Result<Loan, LoanError> {
-        let max = self.classes.last().map_or(0, |(range, _)| range.bytes);
-        if len > max {
+        let fits = |(range, _): &(ChunkRange, u32)| range.bytes >= len;
+        let Some(class) = self.classes.iter().position(fits) else {
+            let max = self.classes.last().map_or(0, |(range, _)| range.bytes);
             return Err(LoanError::TooLarge { len, max });
+        };
+        let (range, index) = self.classes[class];
+        if index < range.count && self.take(range.first + index) {
+            return Ok(self.lend(class, index, len));
         }
-        for class in 0..self.classes.len() {
-            let (range, _) = self.classes[class];
-            if range.bytes < len {
-                continue;
-            }
-            let mut found = self.take_free(class);
-            if found.is_none() {
+        match self.search(class, holders) {
+            Some((class, index)) => Ok(self.lend(class, index, len)),
+            None => Err(LoanError::Exhausted { len }),
+        }
+    }
+
+    /// Takes the first free chunk of the class and those above it: class and index.
+    #[cold]
+    #[inline(never)]
+    fn search(&self, smallest: usize, holders: &[Holder<M>]) -> Option<(usize, u32)> {
+        (smallest..self.classes.len()).find_map(|class| {
+            let (range, start) = self.classes[class];
+            let found = self.take_any(&range, start).or_else(|| {
                 // All at once: the consumers' words are foreign lines, dear to look at.
                 self.reclaim(&range, holders);
-                found = self.take_free(class);
-            }
-            if let Some(index) = found {
-                return Ok(Loan {
-                    chunk: range.first + index,
-                    data_at: range.data_at + index as usize * range.bytes as usize,
-                    len: len as u32,
-                });
-            }
-        }
-        Err(LoanError::Exhausted { len })
+                self.take_any(&range, start)
+            });
+            Some((class, found?))
+        })
     }
 
-    /// Takes the next free chunk of a class; its index in the class.
+    /// Looks behind the taken chunk first, the next time.
     #[inline(always)]
-    fn take_free(&mut self, class: usize) -> Option<u32> {
-        let (range, hint) = self.classes[class];
-        let mut index = if hint < range.count { hint } else { 0 };
-        if !self.take(range.first + index) {
-            index = self.take_any(&range, index)?;
+    fn lend(&mut self, class: usize, index: u32, len: u64) -> Loan {
+        let (range, next) = &mut self.classes[class];
+        *next = index + 1;
+        Loan {
+            chunk: range.first + index,
+            data_at: range.data_at + index as usize * range.bytes as usize,
+            len: len as u32,
         }
-        self.classes[class].1 = index + 1;
-        Some(index)
     }
 
-    /// The first free chunk of a class behind `start`, round to it.
-    #[cold]
+    /// The first free chunk of a class from `start` on, round to it.
     fn take_any(&self, range: &ChunkRange, start: u32) -> Option<u32> {
-        let mut indices = (start + 1..range.count).chain(0..start);
+        let start = start.min(range.count);
+        let mut indices = (start..range.count).chain(0..start);
         indices.find(|index| self.take(range.first + index))
     }
 

@@ -325,7 +325,8 @@ impl<M: Memory> Claimer<M> {
     fn fill(&self, delivery: &mut Delivery, entry: usize, key: u64, words: &MessageWords) -> bool {
         let index = (entry - self.entries[0]) / size_of::<InFlightEntry>();
         delivery.ack = ack_of_entry(index, entry, key);
-        let sound = delivery.message.parse(words) && delivery.message.header.queue == self.family;
+        let sound =
+            delivery.message.parse(words).is_ok() && delivery.message.header.queue == self.family;
         if !sound {
             self.own
                 .word(delivery.ack.word_at)

@@ -149,6 +149,7 @@ impl<M: Memory> Instance<M> {
     ///
     /// # Errors
     /// [`LoanError::TooLarge`]; [`LoanError::Exhausted`] until a consumer releases a message.
+    #[inline]
     pub fn loan(&mut self, len: usize) -> Result<Loan, LoanError> {
         let loan = self.pool.loan(len as u64, &self.holders);
         if let Err(LoanError::Exhausted { .. }) = loan {
@@ -217,20 +218,25 @@ impl<M: Memory> Instance<M> {
             self.tally.add(Count::Full, 1);
             return Err(StageError::Full(queue.0));
         }
-        let (len, words) = match payload {
+        let lane = &mut self.lanes[target];
+        let (len, position) = match payload {
+            Payload::Inline(bytes) if bytes.len() > INLINE_MAX => {
+                return Err(StageError::NotInline(bytes.len()));
+            }
             Payload::Inline(bytes) => {
-                let len = bytes.len() as u32;
-                (len, header.with_inline(len, &inline_words(bytes)?))
+                let position = lane.stage(|slot| header.write_inline(slot, bytes));
+                (bytes.len() as u32, position)
             }
             Payload::Loaned(loan) => {
                 let beside = match header.traced {
                     true => trace.to_words(),
                     false => self.pool.head(loan),
                 };
-                (loan.len, header.with_chunk(loan.len, loan.chunk, &beside))
+                let position =
+                    lane.stage(|slot| header.write_chunk(slot, loan.len, loan.chunk, &beside));
+                (loan.len, position)
             }
         };
-        let position = self.lanes[target].stage(&words);
         if let Payload::Loaned(loan) = payload {
             let earlier = self
                 .staged_chunks
@@ -304,9 +310,10 @@ impl<M: Memory> Instance<M> {
     }
 
     fn publish_chunks(&mut self) {
-        for chunk in self.staged_chunks.drain(..) {
+        for &chunk in &self.staged_chunks {
             self.pool.publish(chunk);
         }
+        self.staged_chunks.clear();
     }
 
     /// Writes the record of the commit under a new sequence number. The number goes first, so that
@@ -387,25 +394,4 @@ pub(crate) fn ack_of_cursor(lane: usize, head_at: usize, position: u64) -> Ack {
         key: position + 1,
         word_at,
     }
-}
-
-/// The words of an inline payload. Word by word: whoever wrote the bytes a moment ago did so too,
-/// and a wider load would wait for its stores.
-#[inline(always)]
-fn inline_words(bytes: &[u8]) -> Result<[u64; INLINE_MAX / 8], StageError> {
-    let mut padded = [0; INLINE_MAX];
-    let full: &[u8; INLINE_MAX] = match bytes.try_into() {
-        Ok(full) => full,
-        Err(_) => {
-            padded
-                .get_mut(..bytes.len())
-                .ok_or(StageError::NotInline(bytes.len()))?
-                .copy_from_slice(bytes);
-            &padded
-        }
-    };
-    let (words, _) = full.as_chunks::<8>();
-    Ok(core::array::from_fn(|index| {
-        u64::from_le_bytes(words[index])
-    }))
 }

@@ -8,7 +8,7 @@ use core::mem::{offset_of, size_of};
 use sandpipe_abi::layout::{LaneHead, LaneSlot};
 
 use crate::memory::Memory;
-use crate::message::{MessageWords, read_words, write_words};
+use crate::message::{Message, MessageWords, SharedWords, read_words};
 use crate::refusal::Violation;
 use crate::sync::Ordering;
 
@@ -80,12 +80,14 @@ impl<M: Memory> LaneWriter<M> {
         Ok(next.wrapping_sub(self.head_seen) <= self.mask + 1)
     }
 
-    /// Writes a message behind the staged ones; invisible, since the stamp is not touched.
-    #[inline]
-    pub(crate) fn stage(&mut self, message: &MessageWords) -> u64 {
+    /// Lets `write` write a message behind the staged ones; invisible, since the stamp is not
+    /// touched.
+    #[inline(always)]
+    pub(crate) fn stage(&mut self, write: impl FnOnce(&SharedWords)) -> u64 {
         let position = self.next;
         let at = slot_at(self.slots_at, self.mask, position) + offset_of!(LaneSlot, id);
-        write_words(&self.own, at, message);
+        self.own.note_write(at);
+        write(self.own.array(at));
         self.next += 1;
         position
     }
@@ -180,6 +182,13 @@ impl<M: Memory> LaneReader<M> {
     pub(crate) fn read(&self, position: u64) -> MessageWords {
         let at = slot_at(self.slots_at, self.mask, position) + offset_of!(LaneSlot, id);
         read_words(&self.source, at)
+    }
+
+    /// Copies a visible message out, checked.
+    #[inline(always)]
+    pub(crate) fn parse(&self, position: u64, message: &mut Message) -> Result<(), Violation> {
+        let at = slot_at(self.slots_at, self.mask, position) + offset_of!(LaneSlot, id);
+        message.parse_at(&self.source, at)
     }
 }
 

@@ -82,8 +82,12 @@ impl<M: Memory> DeliveredPayload<'_, M> {
 
 #[inline]
 fn copy_words(words: &[u64], bytes: &mut [u8]) {
-    for (bytes, word) in bytes.chunks_mut(8).zip(words) {
-        bytes.copy_from_slice(&word.to_le_bytes()[..bytes.len()]);
+    let (whole, rest) = bytes.as_chunks_mut::<8>();
+    for (bytes, word) in whole.iter_mut().zip(words) {
+        *bytes = word.to_le_bytes();
+    }
+    if let (false, Some(word)) = (rest.is_empty(), words.get(whole.len())) {
+        rest.copy_from_slice(&word.to_le_bytes()[..rest.len()]);
     }
 }
 

@@ -14,7 +14,6 @@ use crate::counters::{Count, Tally};
 use crate::instance::ack_of_cursor;
 use crate::lane::{LaneReader, Look};
 use crate::memory::Memory;
-use crate::message::Message;
 use crate::refusal::{Refusal, Refusals, Violation};
 use crate::sync::Ordering;
 use crate::topology::{FamilyIndex, SlotIndex};
@@ -148,9 +147,9 @@ impl<M: Memory> Receiver<M> {
         let lane = &mut self.lanes[index];
         let position = lane.position;
         // Copied once; only the copy is checked and used.
-        let words = lane.reader.as_ref()?.read(position);
-        if !delivery.message.parse(&words) {
-            self.found_out(index, Message::violation(&words));
+        let reader = lane.reader.as_ref()?;
+        if let Err(violation) = reader.parse(position, &mut delivery.message) {
+            self.found_out(index, violation);
             return self.receive_rest(delivery);
         }
         lane.position += 1;

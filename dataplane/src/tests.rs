@@ -314,35 +314,6 @@ fn an_exclusive_receiver_gets_unacknowledged_messages_again_after_a_restart() {
 }
 
 #[test]
-fn a_reference_to_no_chunk_is_refused() {
-    let sandbox = Sandbox::new();
-    let mut producer = sandbox.bus(FIRST).instance(S0);
-    let loan = producer.loan(100).unwrap();
-    producer
-        .stage(
-            AGENT,
-            &header(1, AGENT),
-            Payload::Loaned(&loan),
-            TraceStamps::default(),
-        )
-        .unwrap();
-    producer.commit(Ack::NOTHING);
-    let (mut delivery, _) = sandbox.bus(AGENT).receiver().receive().unwrap();
-    for (chunk, len) in [(99, 100), (0, 257), (u32::MAX, u32::MAX)] {
-        delivery.message.body = Body::Chunk {
-            chunk,
-            head: [0; 7],
-        };
-        delivery.message.len = len;
-        assert!(
-            sandbox.bus(AGENT).locate(&delivery).is_err(),
-            "chunk {chunk}, {len} bytes"
-        );
-    }
-    assert_eq!(sandbox.bus(FIRST).counters(AGENT).quarantined, 3);
-}
-
-#[test]
 fn a_topology_survives_its_encoding_and_malformed_ones_are_refused() {
     let topology = topology();
     let bytes = topology.encode();

@@ -1,6 +1,8 @@
 //! The payload pool: what is refused, and that nothing fragments.
 
 use super::*;
+use sandpipe_abi::layout::HEAD_MAX;
+
 use crate::Loan;
 
 /// Loans of one length until the pool is exhausted.
@@ -73,4 +75,68 @@ fn a_pool_does_not_fragment_whatever_the_order_of_loans_and_returns() {
         assert_eq!(loan.as_ref().and_then(class_of), expected, "{len} bytes");
         held.extend(loan);
     }
+}
+
+#[test]
+fn a_reference_to_no_chunk_is_refused() {
+    let sandbox = Sandbox::new();
+    let mut producer = sandbox.bus(FIRST).instance(S0);
+    let loan = producer.loan(100).unwrap();
+    producer
+        .stage(
+            AGENT,
+            &header(1, AGENT),
+            Payload::Loaned(&loan),
+            TraceStamps::default(),
+        )
+        .unwrap();
+    producer.commit(Ack::NOTHING);
+    let (mut delivery, _) = sandbox.bus(AGENT).receiver().receive().unwrap();
+    for (chunk, len) in [(99, 100), (0, 257), (u32::MAX, u32::MAX)] {
+        delivery.message.body = Body::Chunk {
+            chunk,
+            head: [0; 7],
+        };
+        delivery.message.len = len;
+        assert!(
+            sandbox.bus(AGENT).locate(&delivery).is_err(),
+            "chunk {chunk}, {len} bytes"
+        );
+    }
+    assert_eq!(sandbox.bus(FIRST).counters(AGENT).quarantined, 3);
+}
+
+#[test]
+fn the_first_bytes_of_a_payload_need_no_look_at_its_chunk() {
+    let sandbox = Sandbox::new();
+    let mut producer = sandbox.bus(FIRST).instance(S0);
+    let loan = producer.loan(100).unwrap();
+    let bytes: Vec<u8> = (0..100).collect();
+    producer.write(&loan, 0, &bytes);
+    for traced in [false, true] {
+        let header = MessageHeader {
+            traced,
+            ..header(1, AGENT)
+        };
+        let payload = Payload::Loaned(&loan);
+        producer
+            .stage(AGENT, &header, payload, TraceStamps::default())
+            .unwrap();
+    }
+    producer.commit(Ack::NOTHING);
+    producer.write(&loan, 0, &[0xff; 100]); // what the chunk says now
+    let bus = sandbox.bus(AGENT);
+    let mut receiver = bus.receiver();
+    let mut seen = |len| {
+        let (delivery, _) = receiver.receive().unwrap();
+        let mut head = vec![0; len];
+        bus.payload_of(&delivery).unwrap().copy_to(&mut head);
+        (head, bus.payload(&delivery).unwrap())
+    };
+    // A traced message carries its times where another has its head.
+    assert_eq!(
+        seen(HEAD_MAX),
+        (bytes[..HEAD_MAX].to_vec(), vec![0xff; 100])
+    );
+    assert_eq!(seen(HEAD_MAX), (vec![0xff; HEAD_MAX], vec![0xff; 100]));
 }

@@ -24,8 +24,8 @@ pub(super) const FIGURE: FigureKind = FigureKind {
 };
 
 const SUBSTITUTIONS: [&str; 5] = [
-    "every message is filled by its sender and read by its receiver, except where \"64 B touched\" \
-     says otherwise; acknowledgements are committed with the answers",
+    "every message is filled by its sender and read by its receiver, except where its case says \
+     how many bytes are touched; acknowledgements are committed with the answers",
     "Aeron by its C driver (the crate rusteron-media-driver) as a third process that no core is \
      pinned for, exclusive publications, terms of 16 MiB, MTU 65504; no row of 16 MiB",
     "iceoryx2 with publish-subscribe of byte slices, both sides polling",

@@ -5,6 +5,8 @@ mod words;
 use sandpipe_abi::MessageId;
 use sandpipe_abi::layout::{HEAD_MAX, INLINE_MAX};
 
+#[cfg(all(test, loom))]
+pub(crate) use self::words::set_words;
 pub(crate) use self::words::{MessageWords, SharedWords, read_words, write_words};
 use crate::topology::FamilyIndex;
 

@@ -33,7 +33,11 @@ pub(crate) fn read_words(memory: &impl Memory, at: usize) -> MessageWords {
 #[inline(always)]
 pub(crate) fn write_words(memory: &impl Memory, at: usize, words: &MessageWords) {
     memory.note_write(at);
-    let shared = memory.array::<15>(at);
+    set_words(memory.array(at), words);
+}
+
+#[inline(always)]
+pub(crate) fn set_words(shared: &SharedWords, words: &MessageWords) {
     for (index, &word) in words.iter().enumerate() {
         set(shared, index, word);
     }

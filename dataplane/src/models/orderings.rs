@@ -14,12 +14,12 @@ use loom::thread;
 use sandpipe_abi::MessageId;
 use sandpipe_abi::layout::{CommitLine, InFlightEntry, InstanceSlot, LaneHead};
 
-use super::{GRAIN, S0, S1, model, pair, send};
+use super::{GRAIN, S0, S1, in_chunk, model, pair, send};
 use crate::chunk::entry_key;
 use crate::claim_word::{Claim, advance_head, owner_word};
 use crate::lane::claim_at;
 use crate::memory::Memory;
-use crate::message::read_words;
+use crate::message::{read_words, set_words};
 use crate::recover::recover_slot;
 use crate::sync::{Ordering, fence};
 use crate::{Ack, Bus, ChunkClass, HeapMemory, MessageHeader, Payload, TraceStamps};
@@ -36,7 +36,7 @@ fn write_three(agent: &Bus<HeapMemory>) {
         while writer.has_room() != Ok(true) {
             thread::yield_now();
         }
-        writer.stage(&words(number));
+        writer.stage(|slot| set_words(slot, &words(number)));
         writer.stamp_next();
     }
 }
@@ -250,8 +250,7 @@ fn a_chunk_is_held_while_its_message_lies_in_an_entry() {
             }
         });
         let delivery = grain.claimer(S0).claim(|| 1).unwrap();
-        let payload = grain.payload(&delivery).unwrap();
-        assert_eq!(payload, 7_u64.to_le_bytes());
+        assert_eq!(in_chunk(&grain, &delivery), 7);
         // Nothing but the acknowledgement: no fence of a commit in front of it.
         grain.instance(S0).acknowledge(delivery.ack);
         looking.join().unwrap();

@@ -22,6 +22,9 @@ pub(crate) const EXIT_STALE: i32 = 75;
 /// Exit code of an instance in which Sandpipe itself panicked.
 const EXIT_PANIC: i32 = 101;
 
+/// Looks at the lanes before a sleep: one before it is announced, one after.
+pub(crate) const LOOKS: u64 = 2;
+
 /// The two sides of an instance slot.
 #[derive(Debug)]
 pub(crate) struct Seat {
@@ -78,7 +81,7 @@ impl<R: Runtime> Forked<'_, R> {
     /// What stands between the fork and the first line of a handler is kept short.
     fn start(&mut self, has_event: bool) {
         process::bind_to_parent(self.parent);
-        process::forget_signals();
+        process::forget_terminate();
         // A grandchild that outlives its instance must not write into a slot leased again, nor
         // commit what its parent commits.
         if let Some(own) = self.bus.segment(self.bus.family()) {
@@ -98,6 +101,7 @@ impl<R: Runtime> Forked<'_, R> {
         self.seat.rehearse(self.config);
         self.runtime.warm();
         let bell = self.bus.bell(self.bus.family());
+        let tally = self.bus.tally(slot);
         loop {
             if self.retires() {
                 self.board.set_use(slot, SlotUse::Leaving);
@@ -116,7 +120,8 @@ impl<R: Runtime> Forked<'_, R> {
             if due || self.retires() {
                 parking.cancel();
             } else {
-                parking.sleep(PARK_MAX);
+                // It waits for its bell alone: one futex call is the shortest way.
+                tally.sleep(parking, LOOKS, PARK_MAX);
             }
         }
     }

@@ -29,6 +29,7 @@ mod process;
 mod publish;
 mod runtime;
 mod start;
+mod watch;
 mod worker;
 
 pub use crate::config::{

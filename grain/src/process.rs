@@ -5,7 +5,7 @@
 )]
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -33,8 +33,9 @@ pub(crate) enum Ended {
 /// # Errors
 /// The system's: too many processes, or no memory for the page tables.
 pub fn fork() -> io::Result<Fork> {
-    // SAFETY: the worker is single-threaded, so the child may go on with ordinary code; a runtime
-    // that has made threads brings its own fork, or only uses what its language allows after one.
+    // SAFETY: the worker is single-threaded but for its waiter's thread (without io_uring), which
+    // holds no lock that a child takes, so the child may go on with ordinary code; a runtime that
+    // has made threads brings its own fork, or only uses what its language allows after one.
     match unsafe { libc::fork() } {
         -1 => Err(io::Error::last_os_error()),
         0 => Ok(Fork::Child),
@@ -82,7 +83,9 @@ pub(crate) fn reap(pid: i32) {
     if let Some(pid) = Pid::from_raw(pid) {
         // ESRCH: it left nobody behind, which is the rule.
         let _ = rustix::process::kill_process_group(pid, Signal::KILL);
-        let _ = rustix::process::waitid(WaitId::Pid(pid), WaitIdOptions::EXITED);
+        // A zombie that were left would keep its slot: a handler without SA_RESTART interrupts.
+        let reap = || rustix::process::waitid(WaitId::Pid(pid), WaitIdOptions::EXITED);
+        let _ = rustix::io::retry_on_intr(reap);
     }
 }
 
@@ -104,38 +107,21 @@ pub(crate) fn bind_to_parent(parent: u32) {
     }
 }
 
-/// What has arrived since it was asked last.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Arrived {
-    pub(crate) child: bool,
-    pub(crate) socket: bool,
-    pub(crate) terminate: bool,
-}
-
-static CHILD: AtomicBool = AtomicBool::new(false);
-static SOCKET: AtomicBool = AtomicBool::new(false);
 static TERMINATE: AtomicBool = AtomicBool::new(false);
 /// Whether the worker parks on its queue's bell.
 static ON_BELL: AtomicBool = AtomicBool::new(false);
 static WAKE: OnceLock<Wake> = OnceLock::new();
 
-/// The words that a signal moves, so that a sleep on them cannot miss it.
+/// The words that SIGTERM moves, so that a sleep on them cannot miss it.
 struct Wake {
     bell: Bell<Mapping>,
     nudges: Mapping,
 }
 
-const SIGNALS: [i32; 3] = [libc::SIGCHLD, libc::SIGIO, libc::SIGTERM];
-
 /// Only atomic operations, so that it may interrupt anything. A sleep that has not begun yet finds
 /// its word moved; one that has is interrupted by the signal itself.
-extern "C" fn on_signal(signal: i32) {
-    let flag = match signal {
-        libc::SIGCHLD => &CHILD,
-        libc::SIGIO => &SOCKET,
-        _ => &TERMINATE,
-    };
-    flag.store(true, Ordering::SeqCst);
+extern "C" fn on_terminate(_signal: i32) {
+    TERMINATE.store(true, Ordering::SeqCst);
     let Some(wake) = WAKE.get() else { return };
     nudge_word(&wake.nudges).fetch_add(1, Ordering::SeqCst);
     if ON_BELL.load(Ordering::SeqCst) {
@@ -148,34 +134,34 @@ pub(crate) fn nudge_word(board: &Mapping) -> &AtomicU64 {
     board.word(0)
 }
 
-/// Installs the handlers of SIGCHLD, SIGIO and SIGTERM; once in a process.
-pub(crate) fn catch_signals(bell: Bell<Mapping>, nudges: Mapping) {
+/// Installs the handler of SIGTERM; once in a process. The other things that happen to a worker
+/// are told by its waiter.
+pub(crate) fn catch_terminate(bell: Bell<Mapping>, nudges: Mapping) {
     let _ = WAKE.set(Wake { bell, nudges });
-    for signal in SIGNALS {
-        set_action(signal, on_signal as *const () as libc::sighandler_t);
-    }
+    set_action(
+        libc::SIGTERM,
+        on_terminate as *const () as libc::sighandler_t,
+    );
+    // Ignored by whoever started us, it would reap our children before we know how they ended.
+    set_action(libc::SIGCHLD, libc::SIG_DFL);
     let mut set = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
-    // SAFETY: sigemptyset initialises the set before anything reads it; the numbers are valid.
+    // SAFETY: sigemptyset initialises the set before anything reads it; the number is valid.
     unsafe {
         libc::sigemptyset(set.as_mut_ptr());
-        for signal in SIGNALS {
-            libc::sigaddset(set.as_mut_ptr(), signal);
-        }
+        libc::sigaddset(set.as_mut_ptr(), libc::SIGTERM);
         libc::pthread_sigmask(libc::SIG_UNBLOCK, set.as_ptr(), std::ptr::null_mut());
     }
 }
 
-/// Back to the defaults: in an instance.
-pub(crate) fn forget_signals() {
-    for signal in SIGNALS {
-        set_action(signal, libc::SIG_DFL);
-    }
+/// Back to the default: in an instance.
+pub(crate) fn forget_terminate() {
+    set_action(libc::SIGTERM, libc::SIG_DFL);
 }
 
 fn set_action(signal: i32, handler: libc::sighandler_t) {
     // SAFETY: the action is fully initialised (zeroed: no flags, an empty mask) and the handler is
-    // SIG_DFL or `on_signal`, which is async-signal-safe. SA_RESTART spares handlers' system
-    // calls; a futex wait ends with EINTR all the same.
+    // SIG_DFL or `on_terminate`, which is async-signal-safe. SA_RESTART spares handlers' system
+    // calls; a futex wait and an io_uring enter end with EINTR all the same.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
         action.sa_sigaction = handler;
@@ -184,44 +170,12 @@ fn set_action(signal: i32, handler: libc::sighandler_t) {
     }
 }
 
-/// Asks for SIGIO whenever a descriptor becomes readable or is closed by its peer.
-///
-/// # Errors
-/// The system's.
-pub(crate) fn signal_when_readable(fd: BorrowedFd<'_>) -> io::Result<()> {
-    let pid = rustix::process::getpid().as_raw_nonzero().get();
-    // SAFETY: F_SETOWN takes a process id and touches no memory.
-    if unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETOWN, pid) } == -1 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: O_ASYNC changes only how readiness is told.
-    if unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, libc::O_ASYNC) } == -1 {
-        return Err(io::Error::last_os_error());
-    }
-    // What arrived before is told by nobody.
-    SOCKET.store(true, Ordering::SeqCst);
-    Ok(())
+/// Whether SIGTERM has arrived; it stays so.
+pub(crate) fn is_terminated() -> bool {
+    TERMINATE.load(Ordering::SeqCst)
 }
 
-/// Whether anything has arrived; forgets nothing.
-pub(crate) fn pending() -> bool {
-    [&CHILD, &SOCKET, &TERMINATE]
-        .iter()
-        .any(|flag| flag.load(Ordering::SeqCst))
-}
-
-/// What has arrived since the last call.
-pub(crate) fn take_arrived() -> Arrived {
-    let take =
-        |flag: &AtomicBool| flag.load(Ordering::Relaxed) && flag.swap(false, Ordering::SeqCst);
-    Arrived {
-        child: take(&CHILD),
-        socket: take(&SOCKET),
-        terminate: take(&TERMINATE),
-    }
-}
-
-/// Tells the handlers on which word the worker parks.
+/// Tells the handler on which word the worker parks.
 pub(crate) fn watch_bell(yes: bool) {
     ON_BELL.store(yes, Ordering::SeqCst);
 }

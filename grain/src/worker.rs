@@ -1,8 +1,8 @@
 //! The grain worker: loads the grain's code once, then makes, watches and replaces instances.
 //!
-//! One thread, which waits for its queue, its children, its socket and its clock at once: signal
-//! handlers move the word that the thread sleeps on, so nothing that arrives between its last look
-//! and its sleep is missed.
+//! One thread, which waits for its queue, its children, its line to the guardian and its clock at
+//! once ([`Watch`]). SIGTERM moves the word that the thread sleeps on, so that nothing that arrives
+//! between its last look and its sleep is missed.
 
 use std::io;
 use std::process::ExitCode;
@@ -10,13 +10,15 @@ use std::time::{Duration, Instant};
 
 use sandpipe::attach::AttachError;
 use sandpipe::recover::{Repair, recover_slot};
-use sandpipe::{Bus, Delivery, Mapping, PARK_MAX, Participant, SlotIndex, futex, monotonic_ns};
+use sandpipe::wait::Watched;
+use sandpipe::{Bus, Delivery, Mapping, PARK_MAX, Participant, SlotIndex, Tally, monotonic_ns};
 
 use crate::board::{Board, Reason, SlotUse};
 use crate::config::{Mode, WorkerConfig};
 use crate::instance::{EXIT_STALE, Forked, Seat, log, log_refusal};
 use crate::process::{self, Ended, Fork};
 use crate::runtime::Runtime;
+use crate::watch::Watch;
 
 /// Pauses after an instance that died before it took an event, or a fork that failed.
 const BACK_OFF_MIN: Duration = Duration::from_millis(1);
@@ -27,6 +29,8 @@ const BACK_OFF_MAX: Duration = Duration::from_secs(1);
 struct Child {
     pid: i32,
     over_time: bool,
+    /// Its end is told; else it is looked for at each turn.
+    watched: bool,
 }
 
 /// The worker of one grain, attached.
@@ -34,6 +38,9 @@ pub(crate) struct Worker<R> {
     config: WorkerConfig,
     participant: Option<Participant>,
     bus: Bus<Mapping>,
+    /// Of the worker's own slot.
+    tally: Tally<Mapping>,
+    watch: Watch,
     board: Board,
     runtime: R,
     pid: u32,
@@ -49,10 +56,11 @@ pub(crate) struct Worker<R> {
 }
 
 impl<R: Runtime> Worker<R> {
-    /// Installs the signal handlers: once in a process.
+    /// Installs the signal handler: once in a process. The thread that calls it is the one that
+    /// serves.
     ///
     /// # Errors
-    /// The system's.
+    /// The system's; a waiter that is forced and refused.
     pub(crate) fn new(
         config: WorkerConfig,
         participant: Participant,
@@ -60,10 +68,11 @@ impl<R: Runtime> Worker<R> {
         runtime: R,
     ) -> io::Result<Worker<R>> {
         let board = Board::new(config.slots(), config.concurrency)?;
-        process::catch_signals(bus.bell(bus.family()), board.page().clone());
-        process::signal_when_readable(participant.as_fd())?;
+        process::catch_terminate(bus.bell(bus.family()), board.page().clone());
         Ok(Worker {
+            watch: Watch::open(participant.as_fd())?,
             participant: Some(participant),
+            tally: bus.tally(SlotIndex(0)),
             pid: std::process::id(),
             children: vec![None; usize::from(config.slots())],
             ready: None,
@@ -95,14 +104,12 @@ impl<R: Runtime> Worker<R> {
             if !self.draining {
                 self.make_instances();
             }
-            let arrived = process::take_arrived();
-            if arrived.socket && self.update_peers().is_err() {
+            let arrived = self.watch.take_arrived();
+            if arrived.line && self.update_peers().is_err() {
                 return self.abandon();
             }
-            if arrived.child {
-                self.reap();
-            }
-            if arrived.terminate && !self.draining {
+            self.reap(&arrived.slots);
+            if process::is_terminated() && !self.draining {
                 self.draining = true;
                 self.board.drain();
                 self.bus.bell(self.bus.family()).ring_all();
@@ -175,8 +182,9 @@ impl<R: Runtime> Worker<R> {
         self.runtime.before_fork();
         match self.runtime.fork() {
             Ok(Fork::Child) => {
-                // The worker's line to the guardian is not the instance's.
+                // The worker's line to the guardian is not the instance's, nor what it watches.
                 self.participant = None;
+                self.watch.close();
                 let forked = Forked {
                     config: &self.config,
                     bus: &self.bus,
@@ -190,8 +198,11 @@ impl<R: Runtime> Worker<R> {
             Ok(Fork::Parent(pid)) => {
                 // The child has better things to do.
                 self.bus.hold_slot(slot, pid.cast_unsigned());
-                let over_time = false;
-                self.children[usize::from(slot.0)] = Some(Child { pid, over_time });
+                self.children[usize::from(slot.0)] = Some(Child {
+                    pid,
+                    over_time: false,
+                    watched: self.watch.child(slot, pid),
+                });
             }
             Err(error) => {
                 log(
@@ -220,17 +231,22 @@ impl<R: Runtime> Worker<R> {
         self.back_off = (self.back_off * 2).min(BACK_OFF_MAX);
     }
 
-    fn reap(&mut self) {
+    /// Looks at the children of these slots, and at those that are not watched.
+    fn reap(&mut self, slots: &[SlotIndex]) {
         for index in 1..self.children.len() {
+            let slot = SlotIndex(index as u16);
             let Some(child) = self.children[index] else {
                 continue;
             };
+            if child.watched && !slots.contains(&slot) {
+                continue;
+            }
             let Some(ended) = process::ended(child.pid) else {
                 continue;
             };
             process::reap(child.pid);
             self.children[index] = None;
-            self.bury(SlotIndex(index as u16), child, ended);
+            self.bury(slot, child, ended);
         }
     }
 
@@ -315,27 +331,50 @@ impl<R: Runtime> Worker<R> {
     }
 
     fn park(&mut self, timeout: Duration) {
+        if self.watch.is_lost() {
+            self.watch_anew();
+        }
         if self.on_demand() && !self.draining && self.not_before.is_none() {
             self.ready = self.take_seat();
             if let Some(seat) = &self.ready {
                 process::watch_bell(true);
                 let bell = self.bus.bell(self.bus.family());
                 let parking = bell.prepare();
-                if process::pending() || seat.claimer.has_message() {
+                if process::is_terminated() || seat.claimer.has_message() {
                     parking.cancel();
                 } else {
-                    parking.sleep(timeout);
+                    self.watch.sleep(&self.tally, parking, timeout);
                 }
                 return process::watch_bell(false);
             }
         }
         let word = process::nudge_word(self.board.page());
-        let seen = word.load(std::sync::atomic::Ordering::SeqCst);
+        let seen = word.load(std::sync::atomic::Ordering::SeqCst) as u32;
         let more = !self.draining && self.not_before.is_none() && !self.on_demand();
         let free = self.children.iter().skip(1).any(Option::is_none);
-        let busy = process::pending() || (more && free && self.wants_more());
+        let told = process::is_terminated() && !self.draining;
+        let busy = told || (more && free && self.wants_more());
         if !busy {
-            futex::wait(word, seen as u32, timeout);
+            self.watch.wait(&[Watched { word, seen }], timeout);
+        }
+    }
+
+    /// After a wait that failed: whatever has ended meanwhile is told by the new waiter. If there
+    /// is none, the worker looks for itself, every millisecond.
+    fn watch_anew(&mut self) {
+        if let Some(error) = self.watch.take_failure() {
+            log(&self.config, format_args!("a wait failed: {error}"));
+        }
+        let Some(participant) = &self.participant else {
+            return;
+        };
+        if let Ok(watch) = Watch::open(participant.as_fd()) {
+            self.watch = watch;
+        }
+        for (slot, child) in (0..).map(SlotIndex).zip(&mut self.children) {
+            if let Some(child) = child {
+                child.watched = self.watch.child(slot, child.pid);
+            }
         }
     }
 }

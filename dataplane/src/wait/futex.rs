@@ -236,6 +236,8 @@ fn watch(epoll: BorrowedFd<'_>, post: &Post) {
 impl Drop for Watchman {
     fn drop(&mut self) {
         if self.process != std::process::id() {
+            // There is no such thread here, and nobody to give its stack back to.
+            std::mem::forget(self.thread.take());
             return;
         }
         self.post.end.store(true, Ordering::SeqCst);

@@ -14,6 +14,7 @@ mod doorman;
 mod futex;
 mod io_uring;
 mod ring;
+mod sleep;
 mod spin;
 
 use std::fmt::Debug;

@@ -12,6 +12,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Signal, kill_process};
+use sandpipe::wait::{WAITER_VARIABLE, WaiterKind};
 use sandpipe::{
     Bus, ChunkClass, FailureCode, FamilyIndex, FamilySpec, Guardian, Instance, Kind, Mapping,
     MessageHeader, MessageId, Participant, Payload, Receiver, SlotIndex, StageError, Target,
@@ -39,6 +40,8 @@ pub struct Answer {
 struct Worker {
     config: WorkerConfig,
     arguments: Vec<String>,
+    /// Forced upon it, or probed.
+    waiter: Option<WaiterKind>,
     process: Option<Child>,
     log: tempfile::NamedTempFile,
 }
@@ -134,10 +137,14 @@ fn topology(configs: &[WorkerConfig]) -> Topology {
 impl Sandbox {
     /// Starts a worker for each configuration and waits until all are attached.
     pub fn start(configs: Vec<WorkerConfig>) -> Sandbox {
-        Sandbox::start_with(configs, &[])
+        Sandbox::start_with(configs, &[], None)
     }
 
-    pub fn start_with(configs: Vec<WorkerConfig>, arguments: &[&str]) -> Sandbox {
+    pub fn start_with(
+        configs: Vec<WorkerConfig>,
+        arguments: &[&str],
+        waiter: Option<WaiterKind>,
+    ) -> Sandbox {
         rustix::process::set_child_subreaper(Some(rustix::process::getpid())).unwrap();
         let topology = topology(&configs);
         let mut guardian = Guardian::new(topology).unwrap();
@@ -148,6 +155,7 @@ impl Sandbox {
         let workers = configs.into_iter().map(|config| Worker {
             config,
             arguments: arguments.clone(),
+            waiter,
             process: None,
             log: tempfile::NamedTempFile::new().unwrap(),
         });
@@ -183,6 +191,7 @@ impl Sandbox {
             .arg(env!("CARGO_BIN_EXE_sandpipe-test-grain"))
             .args(&worker.arguments)
             .env(sandpipe_grain::WORKER_VARIABLE, worker.config.to_json())
+            .envs(worker.waiter.map(|kind| (WAITER_VARIABLE, kind.name())))
             .stdin(Stdio::from(theirs))
             .stderr(log)
             .process_group(0);
@@ -316,6 +325,16 @@ impl Sandbox {
     pub fn view_of(&self, index: usize) -> sandpipe::Audit {
         let family = self.workers[index].config.family();
         self.guardian.view(family).unwrap().audit(family)
+    }
+
+    /// What a grain has counted, as the agent reads it.
+    pub fn counters(&self, index: usize) -> sandpipe::Counters {
+        self.bus.counters(self.workers[index].config.family())
+    }
+
+    /// Closes the guardian's end of a worker's line.
+    pub fn hang_up(&mut self, index: usize) {
+        self.sockets[self.workers[index].config.family().index()] = None;
     }
 
     pub fn worker_pid(&self, index: usize) -> i32 {

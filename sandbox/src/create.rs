@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
+use sandpipe::wait::WAITER_VARIABLE;
 
 use crate::boot::{self, Boot};
 use crate::cgroup::{self, Cgroups};
@@ -217,7 +218,7 @@ impl Launch<'_> {
             enter: &[],
             program: Some(self.exe),
             argv: &argv,
-            env: &[],
+            env: &environment(),
             fds: &fds,
             working_dir: Some(c"/"),
             oom_score_adj: None,
@@ -234,6 +235,13 @@ impl Launch<'_> {
             source,
         }
     }
+}
+
+/// Of the agent's environment init gets the name of the waiter that is forced.
+fn environment() -> Vec<CString> {
+    let forced = std::env::var(WAITER_VARIABLE).ok();
+    let pair = forced.and_then(|name| CString::new(format!("{WAITER_VARIABLE}={name}")).ok());
+    pair.into_iter().collect()
 }
 
 fn wait_until_ready(

@@ -2,7 +2,9 @@
 
 mod backoff;
 mod claim;
+mod events;
 mod family;
+mod listener;
 mod output;
 mod participant;
 mod processes;

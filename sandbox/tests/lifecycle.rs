@@ -5,7 +5,6 @@ mod common;
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::process::Stdio;
 use std::time::Duration;
 
 use common::{Agent, Scene, kill, until};
@@ -117,9 +116,7 @@ fn of_agents_that_come_at_once_one_makes_the_sandbox_and_the_others_adopt_it() {
     for _ in 0..5 {
         let scene = Scene::new();
         let spec = scene.spec(&["beating"]);
-        let mut agents: Vec<Agent> = (0..4)
-            .map(|_| Agent::launch(&spec, None, Stdio::inherit()))
-            .collect();
+        let mut agents: Vec<Agent> = (0..4).map(|_| Agent::launch(&spec)).collect();
         let hellos: Vec<_> = agents.iter_mut().map(Agent::answer).collect();
         for hello in &hellos {
             // Fenced while it attached is fine; no sandbox at all is not.
@@ -247,7 +244,7 @@ fn a_changed_spec_is_told_and_a_bad_one_refused_by_name() {
     first.kill();
     for (app, complaint) in [("../up", "application name"), ("UPPER", "application name")] {
         spec.app = app.into();
-        let error = Agent::launch(&spec, None, Stdio::inherit()).answer();
+        let error = Agent::launch(&spec).answer();
         assert!(
             error["error"].as_str().unwrap().contains(complaint),
             "{error}"
@@ -255,7 +252,7 @@ fn a_changed_spec_is_told_and_a_bad_one_refused_by_name() {
     }
     spec.app = "other".into();
     spec.topology = vec![1, 2, 3];
-    let error = Agent::launch(&spec, None, Stdio::inherit()).answer();
+    let error = Agent::launch(&spec).answer();
     assert!(
         error["error"].as_str().unwrap().contains("topology"),
         "{error}"
@@ -265,7 +262,7 @@ fn a_changed_spec_is_told_and_a_bad_one_refused_by_name() {
         "a failed start leaves nothing"
     );
     fs::set_permissions(scene.run_dir(), fs::Permissions::from_mode(0o755)).unwrap();
-    let error = Agent::launch(&spec, None, Stdio::inherit()).answer();
+    let error = Agent::launch(&spec).answer();
     assert!(
         error["error"].as_str().unwrap().contains("chmod 700"),
         "{error}"

@@ -8,6 +8,7 @@ use std::time::Duration;
 use rustix::net::SocketFlags;
 use sandpipe::FamilyIndex;
 
+use super::events::Watch;
 use super::output::Sink;
 use super::participant::Participant;
 use super::supervisor::{Source, Supervisor};
@@ -23,10 +24,16 @@ const REASON_CHARS_MAX: usize = 256;
 /// The most that one worker's tail may take of it.
 const TAIL_BYTES_MAX: usize = 8 << 10;
 
+#[derive(Debug)]
+struct Connection {
+    socket: OwnedFd,
+    _watch: Watch,
+}
+
 /// Who is connected, and who of them owns the sandbox.
 #[derive(Debug, Default)]
 pub(super) struct Connections {
-    open: BTreeMap<u32, OwnedFd>,
+    open: BTreeMap<u32, Connection>,
     last_id: u32,
     owner: Option<u32>,
     /// Counts the owners.
@@ -44,8 +51,9 @@ impl Supervisor {
     /// Lets a process of the same user in, unless it belongs to the sandbox.
     pub(super) fn accept(&mut self) {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let Ok(socket) = rustix::net::accept_with(&self.listener, flags) else {
-            return;
+        let socket = match rustix::net::accept_with(&self.listener, flags) {
+            Ok(socket) => socket,
+            Err(error) => return self.listener.refused(error),
         };
         let own = rustix::process::geteuid().as_raw();
         if !sys::peer_uid(socket.as_fd()).is_ok_and(|uid| uid == own) {
@@ -69,17 +77,18 @@ impl Supervisor {
         }
         self.connections.last_id += 1;
         let id = self.connections.last_id;
-        if self.watch(&socket, Source::Connection(id)).is_ok() {
-            self.connections.open.insert(id, socket);
+        if let Ok(_watch) = self.events.watch(&socket, Source::Connection(id)) {
+            let connection = Connection { socket, _watch };
+            self.connections.open.insert(id, connection);
         }
     }
 
     /// Answers one request.
     pub(super) fn serve_connection(&mut self, id: u32) {
-        let Some(socket) = self.connections.open.get(&id) else {
+        let Some(connection) = self.connections.open.get(&id) else {
             return;
         };
-        let (message, fds) = match wire::receive(socket.as_fd()) {
+        let (message, fds) = match wire::receive(connection.socket.as_fd()) {
             Ok(Some(received)) => received,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
             Ok(None) | Err(_) => return self.disconnect(id),
@@ -113,8 +122,8 @@ impl Supervisor {
         let family = FamilyIndex(0);
         self.guardian.repair_family(family);
         self.guardian.make_family(family)?;
-        let (agent, theirs) = Participant::pair(family)?;
-        self.watch(&agent, Source::Agent)?;
+        let (mut agent, theirs) = Participant::pair(family)?;
+        agent.watch(&self.events, Source::Agent)?;
         self.agent = Some(agent);
         self.agent_log = fds.into_iter().next().map(Sink::of_agent);
         self.connections.owner = Some(id);
@@ -171,16 +180,14 @@ impl Supervisor {
     }
 
     fn reply(&self, id: u32, reply: &Reply, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
-        let socket = self
-            .connections
-            .open
-            .get(&id)
-            .ok_or(io::ErrorKind::NotConnected)?;
-        wire::send_json(socket, reply, fds)
+        let connection = self.connections.open.get(&id);
+        let connection = connection.ok_or(io::ErrorKind::NotConnected)?;
+        wire::send_json(&connection.socket, reply, fds)
     }
 
     fn disconnect(&mut self, id: u32) {
         self.connections.open.remove(&id);
+        self.listener.hurry();
         if self.connections.owner == Some(id) {
             self.connections.owner = None;
             // A pipe that nobody reads any more would hold up whoever waits for its end.

@@ -2,10 +2,13 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{Mode, OFlags, open};
+
+use super::events::{Events, Watch};
+use super::supervisor::Source;
 
 /// How much of a worker's output is kept.
 const TAIL_BYTES: usize = 8 << 10;
@@ -69,10 +72,17 @@ impl Sink {
     }
 }
 
+/// Where a worker's output comes from.
+#[derive(Debug)]
+struct Pipe {
+    fd: OwnedFd,
+    watch: Option<Watch>,
+}
+
 /// The output of one worker's current process.
 #[derive(Debug, Default)]
 pub(super) struct Output {
-    pipe: Option<OwnedFd>,
+    pipe: Option<Pipe>,
     tail: VecDeque<u8>,
     /// Not passed on yet: the last start failed, and the same complaint is not repeated.
     held_back: bool,
@@ -85,17 +95,26 @@ pub(super) struct Output {
 impl Output {
     /// Begins with a new process, whose output comes through `pipe` (non-blocking).
     pub(super) fn begin(&mut self, pipe: OwnedFd, hold_back: bool) {
-        self.pipe = Some(pipe);
+        let (fd, watch) = (pipe, None);
+        self.pipe = Some(Pipe { fd, watch });
         self.tail.clear();
         self.held_back = hold_back;
         self.unseen = false;
+    }
+
+    /// Has it told when something was written, as `source`'s.
+    pub(super) fn watch(&mut self, events: &Events, source: Source) -> io::Result<()> {
+        if let Some(pipe) = &mut self.pipe {
+            pipe.watch = Some(events.watch(&pipe.fd, source)?);
+        }
+        Ok(())
     }
 
     /// Takes what has been written; `false` once nobody can write any more.
     pub(super) fn read(&mut self, sink: Option<&Sink>) -> bool {
         let Some(pipe) = &self.pipe else { return false };
         let mut bytes = vec![0; READ_BYTES];
-        match rustix::io::read(pipe.as_fd(), &mut bytes) {
+        match rustix::io::read(&pipe.fd, &mut bytes) {
             Ok(0) => {
                 self.pipe = None;
                 false
@@ -153,10 +172,6 @@ impl Output {
 
     fn tail_bytes(&self) -> Vec<u8> {
         self.tail.iter().copied().collect()
-    }
-
-    pub(super) fn pipe(&self) -> Option<&OwnedFd> {
-        self.pipe.as_ref()
     }
 }
 

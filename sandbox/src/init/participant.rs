@@ -1,9 +1,11 @@
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use sandpipe::{FamilyIndex, Guardian, Reaction};
 
+use super::events::{Events, Watch};
+use super::supervisor::Source;
 use crate::wire;
 
 /// The guardian's line to one process that takes part in the data plane.
@@ -11,6 +13,7 @@ use crate::wire;
 pub(super) struct Participant {
     pub(super) family: FamilyIndex,
     socket: OwnedFd,
+    watch: Option<Watch>,
     /// It has its own segment and is told about the others'.
     member: bool,
     /// A message did not fit into its socket: it is told everything again later.
@@ -43,12 +46,19 @@ impl Participant {
             Participant {
                 family,
                 socket,
+                watch: None,
                 member: false,
                 behind: false,
                 owed: 0,
             },
             other,
         ))
+    }
+
+    /// Has its messages told as `source`'s, as long as it lives.
+    pub(super) fn watch(&mut self, events: &Events, source: Source) -> io::Result<()> {
+        self.watch = Some(events.watch(&self.socket, source)?);
+        Ok(())
     }
 
     /// Handles the next message, if there is one. Never blocks.
@@ -103,11 +113,5 @@ impl Participant {
     /// Whether [`Participant::tell_all`] is due.
     pub(super) fn is_behind(&self) -> bool {
         self.behind
-    }
-}
-
-impl AsFd for Participant {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
     }
 }

@@ -1,13 +1,14 @@
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use rustix::event::{Timespec, epoll};
 use rustix::process::{Pid, Signal, WaitOptions, wait};
 use sandpipe::{FamilyIndex, Guardian, Topology};
 
 use super::claim::Connections;
+use super::events::{Events, Watch};
 use super::family::FamilyCgroups;
+use super::listener::Listener;
 use super::output::Sink;
 use super::participant::{Participant, Progress};
 use super::shutdown::Ending;
@@ -35,9 +36,10 @@ pub(super) struct Supervisor {
     pub(super) orphans_reaped: u64,
     pub(super) began: Instant,
     pub(super) ending: Option<Ending>,
-    pub(super) listener: OwnedFd,
-    epoll: OwnedFd,
+    pub(super) listener: Listener,
+    pub(super) events: Events,
     signals: Signals,
+    _signals_watch: Watch,
     /// Locked as long as init lives.
     lock: OwnedFd,
 }
@@ -51,33 +53,6 @@ pub(super) enum Source {
     Connection(u32),
     Line(u32),
     Output(u32),
-}
-
-impl Source {
-    fn to_u64(self) -> u64 {
-        let (kind, index) = match self {
-            Source::Listener => (0, 0),
-            Source::Signals => (1, 0),
-            Source::Agent => (2, 0),
-            Source::Connection(index) => (3, index),
-            Source::Line(index) => (4, index),
-            Source::Output(index) => (5, index),
-        };
-        kind << 32 | u64::from(index)
-    }
-
-    fn from_u64(word: u64) -> Source {
-        #[expect(clippy::cast_possible_truncation, reason = "the low half is the index")]
-        let index = word as u32;
-        match word >> 32 {
-            0 => Source::Listener,
-            1 => Source::Signals,
-            2 => Source::Agent,
-            3 => Source::Connection(index),
-            4 => Source::Line(index),
-            _ => Source::Output(index),
-        }
-    }
 }
 
 impl Supervisor {
@@ -113,7 +88,8 @@ impl Supervisor {
             .collect();
         rustix::io::ioctl_fionbio(&socket, true)?;
         rustix::net::listen(&socket, BACKLOG)?;
-        let supervisor = Supervisor {
+        let events = Events::open()?;
+        Ok(Supervisor {
             spec_hash: boot.spec_hash,
             isolation,
             guardian,
@@ -125,14 +101,12 @@ impl Supervisor {
             orphans_reaped: 0,
             began: Instant::now(),
             ending: None,
-            listener: socket,
-            epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
+            listener: Listener::open(socket, &events)?,
+            _signals_watch: events.watch(&signals, Source::Signals)?,
+            events,
             signals,
             lock,
-        };
-        supervisor.watch(&supervisor.listener, Source::Listener)?;
-        supervisor.watch(&supervisor.signals, Source::Signals)?;
-        Ok(supervisor)
+        })
     }
 
     /// Runs until the sandbox has ended.
@@ -142,24 +116,10 @@ impl Supervisor {
             if self.has_ended() {
                 return Ok(());
             }
-            // One event at a time: none can be about something that the one before has closed.
-            let mut events = [epoll::Event {
-                flags: epoll::EventFlags::empty(),
-                data: NO_DATA,
-            }];
-            let timeout = self.timeout();
-            match epoll::wait(&self.epoll, &mut events, timeout.as_ref()) {
-                Ok(0) | Err(rustix::io::Errno::INTR) => {}
-                Ok(_) => self.handle(Source::from_u64(events[0].data.u64())),
-                Err(error) => return Err(error.into()),
+            for source in self.events.wait(self.timeout())? {
+                self.handle(source);
             }
         }
-    }
-
-    /// Has `source`'s events reported. They stop by themselves when the descriptor is closed.
-    pub(super) fn watch(&self, fd: impl AsFd, source: Source) -> io::Result<()> {
-        let data = epoll::EventData::new_u64(source.to_u64());
-        Ok(epoll::add(&self.epoll, fd, data, epoll::EventFlags::IN)?)
     }
 
     fn handle(&mut self, source: Source) {
@@ -240,6 +200,7 @@ impl Supervisor {
             .filter_map(|worker| Some(worker.process()?.pid))
             .collect();
         let now = Instant::now();
+        self.listener.go_on(now, &self.events);
         for index in 0..self.workers.len() {
             let worker = &mut self.workers[index];
             let log = self.agent_log.as_ref();
@@ -271,16 +232,13 @@ impl Supervisor {
     fn start_worker(&mut self, index: usize) {
         let worker = &mut self.workers[index];
         worker.start(&self.cgroups, &mut self.guardian);
-        let worker = &self.workers[index];
         let number = u32::try_from(index).expect("at most 65,535 families");
-        let watched = worker
-            .line
-            .as_ref()
-            .map_or(Ok(()), |line| self.watch(line, Source::Line(number)))
-            .and_then(|()| {
-                let pipe = worker.output.pipe();
-                pipe.map_or(Ok(()), |pipe| self.watch(pipe, Source::Output(number)))
-            });
+        let line = worker.line.as_mut();
+        let watched = line
+            .map_or(Ok(()), |line| {
+                line.watch(&self.events, Source::Line(number))
+            })
+            .and_then(|()| worker.output.watch(&self.events, Source::Output(number)));
         if watched.is_err() {
             // Out of kernel memory: without its line it could never attach, so it is tried again.
             worker.signal(Signal::KILL);
@@ -288,7 +246,7 @@ impl Supervisor {
     }
 
     /// How long nothing is due.
-    fn timeout(&self) -> Option<Timespec> {
+    fn timeout(&self) -> Duration {
         let now = Instant::now();
         let soon = now + RETRY_INTERVAL;
         let of_workers = self.workers.iter().filter_map(|worker| match worker.phase {
@@ -310,8 +268,9 @@ impl Supervisor {
             .chain(behind)
             .chain(ending)
             .chain(unowned)
-            .min()?;
-        Timespec::try_from(next.saturating_duration_since(now)).ok()
+            .chain(self.listener.paused_until())
+            .min();
+        next.map_or(IDLE, |next| next.saturating_duration_since(now))
     }
 }
 
@@ -319,4 +278,5 @@ impl Supervisor {
 const UNOWNED_INTERVAL: Duration = Duration::from_secs(1);
 /// How long the workers may take when init is told to end by a signal.
 const SIGTERM_TIMEOUT: Duration = Duration::from_secs(10);
-const NO_DATA: epoll::EventData = epoll::EventData::new_u64(0);
+/// The longest wait, when nothing will be due by itself.
+const IDLE: Duration = Duration::from_secs(3600);

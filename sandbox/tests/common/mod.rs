@@ -217,7 +217,20 @@ impl Agent {
     }
 
     pub fn start_as(spec: &SandboxSpec, uid: Option<u32>, stderr: Stdio) -> Agent {
-        let mut agent = Agent::launch(spec, uid, stderr);
+        Agent::start_with(spec, stderr, |command| {
+            if let Some(uid) = uid {
+                command.uid(uid).gid(uid);
+            }
+        })
+    }
+
+    /// With a command that `prepare` has changed.
+    pub fn start_with(
+        spec: &SandboxSpec,
+        stderr: Stdio,
+        prepare: impl FnOnce(&mut Command),
+    ) -> Agent {
+        let mut agent = Agent::launch_with(spec, stderr, prepare);
         agent.hello = agent.answer();
         assert_eq!(agent.hello["error"], Value::Null, "{:?}", agent.hello);
         assert_eq!(agent.hello["attached"], Value::Null, "{:?}", agent.hello);
@@ -225,16 +238,18 @@ impl Agent {
     }
 
     /// Starts it without waiting for its first word.
-    pub fn launch(spec: &SandboxSpec, uid: Option<u32>, stderr: Stdio) -> Agent {
+    pub fn launch(spec: &SandboxSpec) -> Agent {
+        Agent::launch_with(spec, Stdio::inherit(), |_| {})
+    }
+
+    fn launch_with(spec: &SandboxSpec, stderr: Stdio, prepare: impl FnOnce(&mut Command)) -> Agent {
         let mut command = Command::new(HELPER);
         command.args(["agent", &serde_json::to_string(spec).unwrap()]);
         command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(stderr);
-        if let Some(uid) = uid {
-            command.uid(uid).gid(uid);
-        }
+        prepare(&mut command);
         let mut child = command.spawn().unwrap();
         let stdin = child.stdin.take();
         let stdout = BufReader::new(child.stdout.take().unwrap());

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use sandpipe::wait::WAITER_VARIABLE;
 use sandpipe_grain::{
     Backup as Copies, Mode as WorkerMode, NextGrain, Route as WorkerRoute, WORKER_VARIABLE,
     WorkerConfig,
@@ -12,7 +13,7 @@ use crate::config::{AppSpec, GrainSpec, Mode, Route, Runtime};
 
 /// Variables of the agent's environment that workers get too: nothing secret, and what programs
 /// and interpreters need to start.
-const INHERITED: [&str; 7] = [
+const INHERITED: [&str; 8] = [
     "PATH",
     "HOME",
     "LANG",
@@ -20,6 +21,7 @@ const INHERITED: [&str; 7] = [
     "TZ",
     "TMPDIR",
     "PYTHONPATH",
+    WAITER_VARIABLE,
 ];
 
 /// Why a worker cannot be described.

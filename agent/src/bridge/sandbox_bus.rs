@@ -7,8 +7,8 @@ use sandpipe::attach::{AttachError, Participant};
 use sandpipe::wait::{Loop, Token, Waiter, WaiterKind};
 use sandpipe::{
     Ack, Bell, Body, Bus, Counters, FailureCode, FamilyIndex, Instance, Kind, LoanError, Mapping,
-    MessageHeader, MessageId, PARK_MAX, Payload, PayloadError, Place, Receiver, SlotIndex,
-    StageError, TraceStamps, Violation,
+    MessageHeader, MessageId, Payload, PayloadError, Place, Receiver, SlotIndex, StageError, Tally,
+    TraceStamps, Violation,
 };
 
 use super::local::{LocalBus, LocalError, Publish, Refused};
@@ -31,6 +31,9 @@ pub struct SandboxBus {
     receiver: Receiver<Mapping>,
     instance: Instance<Mapping>,
     bell: Bell<Mapping>,
+    tally: Tally<Mapping>,
+    /// Looks at the lanes that have found nothing since the last message or sleep.
+    vain_looks: u64,
     ahead: ReadAhead,
     /// Opened by the thread that parks.
     waiter: Option<Box<dyn Waiter>>,
@@ -45,6 +48,8 @@ impl SandboxBus {
             receiver: bus.receiver(),
             instance: bus.instance(SlotIndex(0)),
             bell: bus.bell(FamilyIndex::AGENT),
+            tally: bus.tally(SlotIndex(0)),
+            vain_looks: 0,
             participant,
             bus,
             ahead: ReadAhead::new(lanes),
@@ -161,6 +166,7 @@ impl LocalBus for SandboxBus {
                 }
             }
         }
+        self.vain_looks = if taken == 0 { self.vain_looks + 1 } else { 0 };
         taken
     }
 
@@ -244,14 +250,18 @@ impl LocalBus for SandboxBus {
         if is_awaited() || self.receiver.has_message() {
             return parking.cancel();
         }
-        let words = [parking.watched()];
-        let timeout = timeout.min(PARK_MAX);
-        let waited = match &mut self.waiter {
-            Some(waiter) => waiter.wait(&words, timeout, &mut Vec::new()),
-            None => return parking.sleep(timeout),
+        // The one just now was in vain as well.
+        let looks = std::mem::take(&mut self.vain_looks) + 1;
+        let slept = match &mut self.waiter {
+            Some(waiter) => {
+                let waiter = &mut **waiter;
+                let ready = &mut Vec::new();
+                self.tally
+                    .sleep_through(waiter, parking, looks, timeout, ready)
+            }
+            None => return self.tally.sleep(parking, looks, timeout),
         };
-        parking.cancel();
-        if let Err(error) = waited {
+        if let Err(error) = slept {
             // Tried again with a new one.
             tracing::warn!(%error, "a wait failed");
             self.waiter = None;

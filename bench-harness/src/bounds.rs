@@ -222,6 +222,18 @@ pub const RATIOS: &[Ratio] = &[
         None,
     ),
     ratio(
+        "bus.parked_multi.over_futex.same_core",
+        Bound::AtMost(1.6),
+        None,
+        None,
+    ),
+    ratio(
+        "bus.parked_multi.over_futex.cross_core",
+        Bound::AtMost(1.1),
+        None,
+        None,
+    ),
+    ratio(
         "bus.oversubscribed.8_grains_p99_over_pipe",
         Bound::AtMost(2.0),
         None,

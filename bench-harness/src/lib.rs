@@ -9,6 +9,7 @@ pub mod app;
 pub mod bounds;
 pub mod broker;
 pub mod clock;
+pub mod company;
 pub mod crew;
 pub mod error;
 pub mod external;

@@ -13,6 +13,7 @@ use sandpipe::{
 use sandpipe_link::{Link, Seen};
 
 use crate::clock::{PEER_SILENCE_MAX, spin_until};
+use crate::company::Company;
 use crate::error::BenchError;
 
 /// Largest payload that travels in the lane slot.
@@ -27,6 +28,8 @@ pub enum Wait {
     Yield,
     /// Sleeps on the queue's bell at once (spin 0).
     Park,
+    /// The same, waiting for a child, a socket and a time as well.
+    ParkInCompany,
 }
 
 /// How messages are received.
@@ -101,6 +104,8 @@ pub struct Port {
     sent: u128,
     /// The agent's end, in the process that plays the agent.
     agent: Option<Receiver<Mapping>>,
+    /// Made at the first sleep, by the process that sleeps.
+    company: Option<Company>,
 }
 
 impl Port {
@@ -121,6 +126,7 @@ impl Port {
             staged: 0,
             sent: 0,
             agent: None,
+            company: None,
             bus: bus.clone(),
         }
     }
@@ -303,13 +309,22 @@ impl Port {
     }
 
     /// Sleeps on the queue's bell unless a message is there.
-    fn park(&self) {
+    fn park(&mut self) -> Result<(), BenchError> {
+        if self.habit.wait == Wait::ParkInCompany && self.company.is_none() {
+            self.company = Some(Company::new(&self.bus, self.habit.slot)?);
+        }
         let bell = self.bus.bell(self.bus.family());
         let parking = bell.prepare();
         if self.has_message() {
             parking.cancel();
-        } else {
-            parking.sleep(Duration::MAX);
+            return Ok(());
+        }
+        match &mut self.company {
+            Some(company) => company.sleep(parking),
+            None => {
+                parking.sleep(Duration::MAX);
+                Ok(())
+            }
         }
     }
 }
@@ -355,7 +370,7 @@ impl Link for Port {
                 return Err(BenchError::peer("the sender on the local bus", "silent"));
             }
             match self.habit.wait {
-                Wait::Park => self.park(),
+                Wait::Park | Wait::ParkInCompany => self.park()?,
                 _ => std::thread::yield_now(),
             }
         }

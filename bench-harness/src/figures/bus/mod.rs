@@ -70,6 +70,7 @@ fn measure(setting: &Setting<'_>) -> Result<Parts, BenchError> {
     };
     let mut parts = Parts::default();
     parts.substitutions.extend(SUBSTITUTIONS.map(str::to_owned));
+    parts.substitutions.push(parked::company());
     parts.notes.extend(peers.missing.iter().cloned());
     round_trips::add(&mut sheet, &peers);
     parked::add(&mut sheet);

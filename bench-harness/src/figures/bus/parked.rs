@@ -1,7 +1,9 @@
-//! Round trips between two sleepers (spin 0), on one core and on two; one request a millisecond.
+//! Round trips between two sleepers (spin 0), on one core and on two, and between two that wait
+//! for more than their queues; one request a millisecond.
 
 use std::time::Duration;
 
+use sandpipe::wait::{Loop, WaiterKind};
 use sandpipe_link::round_trip::Trips;
 
 use super::Sheet;
@@ -19,42 +21,51 @@ const PACE: Duration = Duration::from_millis(1);
 
 pub(super) fn add(sheet: &mut Sheet<'_>) {
     let [first, second] = sheet.cpus;
-    let same = three(
+    let same = sleepers(
         sheet,
         "asleep, same core",
         [first, first],
         SAMPLES,
         Duration::ZERO,
     );
-    let cross = three(
+    let cross = sleepers(
         sheet,
         "asleep, cross core",
         [first, second],
         SAMPLES,
         Duration::ZERO,
     );
-    let paced = three(sheet, "one request a ms", [first, second], PACED, PACE);
-    sheet.plan.pair_block(&same);
-    sheet.plan.pair_block(&cross);
+    let paced = sleepers(sheet, "one request a ms", [first, second], PACED, PACE);
+    let [pipe, futex, own, many] = same;
+    sheet.plan.pair_block(&[pipe, futex, own]);
+    let name = "bus.parked.over_futex.same_core";
+    sheet.plan.ratio(name, own, futex);
+    sheet.median("bus.parked_multi.over_futex.same_core", many, futex);
+    let [pipe, futex, own, many] = cross;
+    sheet.plan.pair_block(&[pipe, futex, own]);
+    let name = "bus.parked.over_futex.cross_core";
+    sheet.plan.ratio(name, own, futex);
+    sheet.median("bus.parked_multi.over_futex.cross_core", many, futex);
     sheet.plan.pair_block(&paced);
-    let [_, futex, own] = same;
-    sheet
-        .plan
-        .ratio("bus.parked.over_futex.same_core", own, futex);
-    let [_, futex, own] = cross;
-    sheet
-        .plan
-        .ratio("bus.parked.over_futex.cross_core", own, futex);
 }
 
-/// Pipe, futex and the local bus, in the order in which they run.
-fn three(
+/// What the sleepers that wait for more than their queues wait through here.
+pub(super) fn company() -> String {
+    let kind = WaiterKind::probe(Loop::Own).map(|waiter| waiter.kind().name());
+    format!(
+        "asleep in company: a child, a socket and a time are waited for as well, through {}",
+        kind.unwrap_or("no waiter")
+    )
+}
+
+/// Pipe, futex, the local bus, and the same in company, in the order in which they run.
+fn sleepers(
     sheet: &mut Sheet<'_>,
     how: &str,
     cpus: [usize; 2],
     samples: usize,
     pause: Duration,
-) -> [usize; 3] {
+) -> [usize; 4] {
     let name = format!("round trip, {LEN} B, {how}");
     let trips = move |samples| Trips {
         pause,
@@ -68,12 +79,18 @@ fn three(
         let [first, second] = futex::ends()?;
         links::round_trips(cpus, trips(n), first, second)
     });
-    let way = Way {
-        wait: Wait::Park,
-        ..Way::touching(LEN)
-    };
-    let own = sheet.case(&name, "Sandpipe", samples, move |n| {
-        local::round_trips(cpus, trips(n), way)
+    let ours = [
+        ("Sandpipe", Wait::Park),
+        ("Sandpipe, in company", Wait::ParkInCompany),
+    ];
+    let [own, many] = ours.map(|(series, wait)| {
+        let way = Way {
+            wait,
+            ..Way::touching(LEN)
+        };
+        sheet.case(&name, series, samples, move |n| {
+            local::round_trips(cpus, trips(n), way)
+        })
     });
-    [pipe, bare, own]
+    [pipe, bare, own, many]
 }

@@ -30,7 +30,8 @@ pub fn send(socket: impl AsFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Resu
         ));
     }
     let bytes = [IoSlice::new(bytes)];
-    rustix::net::sendmsg(socket, &bytes, &mut control, SendFlags::NOSIGNAL)?;
+    let send = || rustix::net::sendmsg(&socket, &bytes, &mut control, SendFlags::NOSIGNAL);
+    rustix::io::retry_on_intr(send)?;
     Ok(())
 }
 

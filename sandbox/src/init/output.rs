@@ -114,7 +114,7 @@ impl Output {
     pub(super) fn read(&mut self, sink: Option<&Sink>) -> bool {
         let Some(pipe) = &self.pipe else { return false };
         let mut bytes = vec![0; READ_BYTES];
-        match rustix::io::read(&pipe.fd, &mut bytes) {
+        match rustix::io::retry_on_intr(|| rustix::io::read(&pipe.fd, &mut bytes)) {
             Ok(0) => {
                 self.pipe = None;
                 false

@@ -132,7 +132,8 @@ pub(crate) fn spawn(plan: &Plan<'_>) -> Result<(Pid, OwnedFd), SpawnError> {
     drop(mask);
     drop(error_pipe);
     let mut report = [0u8; 8];
-    let read = rustix::io::read(&errors, &mut report).unwrap_or(0);
+    // An interrupted read must not pass for a child that has executed.
+    let read = rustix::io::retry_on_intr(|| rustix::io::read(&errors, &mut report)).unwrap_or(0);
     if read == report.len() {
         let word =
             |i: usize| i32::from_ne_bytes([report[i], report[i + 1], report[i + 2], report[i + 3]]);
@@ -190,7 +191,8 @@ pub(crate) fn run_in_child(
 /// Waits for the process and takes its exit code away; `None` if a signal killed it.
 fn reap(pidfd: &OwnedFd) -> Option<i32> {
     use rustix::process::{WaitId, WaitIdOptions, waitid};
-    let status = waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED).ok()??;
+    let wait = || waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED);
+    let status = rustix::io::retry_on_intr(wait).ok()??;
     status.exit_status()
 }
 

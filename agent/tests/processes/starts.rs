@@ -279,6 +279,15 @@ fn status_shows_what_the_agent_and_each_grain_have_moved() {
         });
         moved.eq([("(agent)", 5, 10), ("a", 10, 5), ("b", 5, 5)])
     });
+    until(
+        "everybody has slept, was rung and has looked by itself",
+        || {
+            let sleeps = ["parked", "woken", "spins", "rescans"];
+            let bus = agent.app().bus;
+            let mut counts = bus.iter().flat_map(|of| sleeps.map(|name| of.counts[name]));
+            counts.all(|count| count > 0)
+        },
+    );
     let output = Command::new(SANDPIPE)
         .args(["status", &place.app, "--run-dir"])
         .arg(place.run_dir())

@@ -1,16 +1,14 @@
 //! Calls that block, on a thread whose ring completes at once and so interrupts them (EINTR).
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::AtomicU64;
 use std::thread;
 use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
-use sandpipe::futex::{self, Woken};
 use sandpipe::socket;
-use sandpipe::wait::{Loop, Waiter, WaiterKind, Watched};
+use sandpipe::wait::{Loop, Waiter, WaiterKind};
 
 const SOON: Duration = Duration::from_millis(5);
 /// A call that lasts so long was neither answered nor interrupted.
@@ -110,37 +108,5 @@ fn a_wait_that_a_ring_of_its_thread_interrupts_ends_early_and_is_no_error() {
             assert_eq!(socket::receive(&ours, true).unwrap().0, b"answer");
         }
         eprintln!("{}: {waits} waits for {ROUNDS} answers", kind.name());
-    }
-}
-
-#[test]
-fn a_sleep_on_a_word_that_a_ring_interrupts_is_slept_again() {
-    let name = "a_sleep_on_a_word_that_a_ring_interrupts_is_slept_again";
-    let Some(mut ring) = ring(name) else { return };
-    for kind in [None, Some(WaiterKind::IoUring), Some(WaiterKind::Futex)] {
-        let mut waiter = kind.map(|kind| kind.open(Loop::Own).unwrap());
-        for round in 0..ROUNDS {
-            let word = AtomicU64::new(round);
-            let order = std::sync::atomic::Ordering::SeqCst;
-            let ring_bell = || {
-                word.fetch_add(1, order);
-                futex::wake(&word, 1);
-            };
-            interrupt(&mut *ring, ring_bell, || {
-                while word.load(order) == round {
-                    let seen = round as u32;
-                    match &mut waiter {
-                        Some(waiter) => {
-                            let words = [Watched { word: &word, seen }];
-                            waiter.wait(&words, WATCHDOG, &mut Vec::new()).unwrap();
-                        }
-                        None => {
-                            let woken = futex::wait(&word, seen, WATCHDOG);
-                            assert_ne!(woken, Woken::TimedOut);
-                        }
-                    }
-                }
-            });
-        }
     }
 }

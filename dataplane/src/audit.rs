@@ -7,7 +7,7 @@ use sandpipe_abi::layout::{InFlightEntry, LaneHead, OWNER_ORPHAN};
 
 use crate::bus::Bus;
 use crate::chunk::Pool;
-use crate::claim_word::{Claim, split_owner};
+use crate::claim_word::{Claim, Stage, is_tentative, split_owner};
 use crate::lane::claim_at;
 use crate::memory::Memory;
 use crate::message::{Message, read_words};
@@ -53,7 +53,7 @@ impl<M: Memory> Bus<M> {
                 let claim = segment.word(claim_at(lane.head_at, reader.mask(), position));
                 let claim = Claim::from_word(claim.load(Ordering::Acquire));
                 let claimed = claim.position_after == position + 1;
-                if claimed && claim.copied {
+                if claimed && claim.stage == Stage::Confirmed {
                     continue;
                 }
                 if !reader.is_visible(position) {
@@ -65,7 +65,8 @@ impl<M: Memory> Bus<M> {
         for entry in 0..layout.entries {
             let at = layout.entry_at(entry);
             let word = |field: usize| segment.word(at + field).load(Ordering::Acquire);
-            if word(offset_of!(InFlightEntry, key)) == 0 {
+            let key = word(offset_of!(InFlightEntry, key));
+            if key == 0 || is_tentative(key) {
                 continue;
             }
             let words = read_words(segment, at + offset_of!(InFlightEntry, message));

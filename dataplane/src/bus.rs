@@ -9,12 +9,13 @@ use sandpipe_abi::layout::{FamilyHeader, InstanceSlot, LaneHead, SlotState};
 use crate::bell::Bell;
 use crate::chunk::Holder;
 use crate::claim::Claimer;
+use crate::family_layout::{FamilyLayout, IncomingLane};
 use crate::instance::Instance;
 use crate::lane::{LaneReader, LaneWriter};
 use crate::memory::Memory;
 use crate::receive::Receiver;
 use crate::sync::{AtomicU64, Ordering};
-use crate::topology::{FamilyIndex, FamilyLayout, IncomingLane, SlotIndex, Topology};
+use crate::topology::{FamilyIndex, SlotIndex, Topology};
 
 /// The local bus as one family sees it.
 #[derive(Clone, Debug)]

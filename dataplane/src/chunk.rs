@@ -11,10 +11,11 @@ use std::sync::Arc;
 
 use sandpipe_abi::layout::{ChunkDescriptor, HEAD_MAX, ITEMS_MAX, InFlightEntry, LaneHead};
 
+use crate::family_layout::{ChunkRange, FamilyLayout};
 use crate::memory::Memory;
 use crate::message::Head;
 use crate::sync::Ordering;
-use crate::topology::{ChunkRange, FamilyIndex, FamilyLayout, SlotIndex};
+use crate::topology::{FamilyIndex, SlotIndex};
 
 const PHASE_FREE: u64 = 0;
 const PHASE_LOANED: u64 = 1;

@@ -17,6 +17,7 @@ mod chunk;
 mod claim;
 mod claim_word;
 mod counters;
+mod family_layout;
 mod instance;
 mod lane;
 mod memory;
@@ -60,6 +61,7 @@ pub use crate::bus::Bus;
 pub use crate::chunk::{Loan, LoanError};
 pub use crate::claim::{Claimer, Delivery};
 pub use crate::counters::{Count, Counters, Tally};
+pub use crate::family_layout::{ChunkRange, FamilyLayout, IncomingLane};
 pub use crate::instance::{Ack, Instance, Payload, StageError};
 pub use crate::memory::{HeapMemory, Memory};
 pub use crate::message::{
@@ -69,8 +71,8 @@ pub use crate::payload::{DeliveredPayload, PayloadError};
 pub use crate::receive::{Place, Receiver};
 pub use crate::refusal::{Refusal, Refusals, Violation};
 pub use crate::topology::{
-    CHUNK_CLASSES_MAX, ChunkClass, ChunkRange, FamilyIndex, FamilyLayout, FamilySpec, IncomingLane,
-    SlotIndex, Target, Topology, TopologyError,
+    CHUNK_CLASSES_MAX, ChunkClass, FamilyIndex, FamilySpec, SlotIndex, Target, Topology,
+    TopologyError,
 };
 
 #[cfg(not(loom))]

@@ -13,14 +13,17 @@ use sandpipe_abi::layout::{
 };
 
 use crate::bus::Bus;
-use crate::chunk::{Pool, entry_key, split_item};
-use crate::claim_word::{Claim, advance_head, owner_word, split_owner};
+use crate::chunk::{Pool, split_item};
+use crate::claim_word::{
+    Claim, Stage, advance_head, is_tentative, owner_word, settle, split_owner,
+};
 use crate::counters::add_repair;
+use crate::family_layout::outgoing_lane_at;
 use crate::instance::item_at;
 use crate::lane::{claim_at, slot_at};
 use crate::memory::Memory;
 use crate::sync::{Ordering, full_fence};
-use crate::topology::{SlotIndex, outgoing_lane_at};
+use crate::topology::SlotIndex;
 
 /// What recovery found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -142,7 +145,8 @@ fn acknowledge<M: Memory>(bus: &Bus<M>, ack_at: u64, key: u64) -> bool {
     }
 }
 
-/// Claims of the dead slot whose message was not copied out become claimable again.
+/// Claims of the dead slot whose message was not copied out become claimable again; the others are
+/// confirmed.
 fn return_claims<M: Memory>(bus: &Bus<M>, slot: SlotIndex, repair: &mut Repair) {
     let own = bus.own_memory();
     let layout = bus.own_layout();
@@ -154,30 +158,13 @@ fn return_claims<M: Memory>(bus: &Bus<M>, slot: SlotIndex, repair: &mut Repair) 
         for position in head..head.saturating_add(mask + 1) {
             let word = own.word(claim_at(lane.head_at, mask, position));
             let claim = Claim::from_word(word.load(Ordering::Acquire));
-            if claim.position_after != position + 1 || claim.slot != slot.0 || claim.copied {
+            if claim.position_after != position + 1 || claim.slot != slot.0 {
                 continue;
             }
-            let key = entry_key(index, position);
-            let copied = (0..layout.entries).any(|entry| {
-                let at = layout.entry_at(entry);
-                own.word(at + offset_of!(InFlightEntry, key))
-                    .load(Ordering::Relaxed)
-                    == key
-            });
-            let next = if copied {
-                Claim {
-                    copied: true,
-                    ..claim
-                }
-            } else {
-                repair.returned += 1;
-                Claim {
-                    slot: Claim::RETURNED,
-                    ..claim
-                }
-            };
-            word.store(next.to_word(), Ordering::Release);
-            mended = true;
+            // A living instance may have settled it since.
+            let settled = settle(own, layout, index, position, claim);
+            repair.returned += usize::from(settled && claim.stage == Stage::Claimed);
+            mended |= settled;
         }
         repair.lanes += usize::from(mended);
         // SYNC(copied): pairs with the instances' fence between their mark and their look.
@@ -199,8 +186,7 @@ fn orphan_entries<M: Memory>(bus: &Bus<M>, slot: SlotIndex) -> usize {
         if owner != u64::from(slot.0) + 1 {
             continue;
         }
-        let key = own.word(at + offset_of!(InFlightEntry, key));
-        if key.load(Ordering::Relaxed) != 0 {
+        if holds_message(own, at) {
             orphaned += 1;
             // Owner and attempt change in one store: a second recovery does not count twice.
             word.store(owner_word(OWNER_ORPHAN, attempt + 1), Ordering::Release);
@@ -213,6 +199,17 @@ fn orphan_entries<M: Memory>(bus: &Bus<M>, slot: SlotIndex) -> usize {
         hint_at_orphans(own);
     }
     orphaned
+}
+
+/// Whether an entry holds a message, once every claim is settled: a key that is still tentative is
+/// that of a copy which came too late, and is cleared.
+fn holds_message(own: &impl Memory, entry_at: usize) -> bool {
+    let word = own.word(entry_at + offset_of!(InFlightEntry, key));
+    let key = word.load(Ordering::Relaxed);
+    if is_tentative(key) {
+        word.store(0, Ordering::Relaxed);
+    }
+    key != 0 && !is_tentative(key)
 }
 
 fn hint_at_orphans(own: &impl Memory) {
@@ -233,8 +230,7 @@ fn orphan_unowned<M: Memory>(bus: &Bus<M>) {
         if owner == 0 || owner == OWNER_ORPHAN {
             continue;
         }
-        let key = own.word(at + offset_of!(InFlightEntry, key));
-        let holds = key.load(Ordering::Relaxed) != 0;
+        let holds = holds_message(own, at);
         let next = if holds {
             owner_word(OWNER_ORPHAN, attempt)
         } else {

@@ -17,6 +17,16 @@ pub(crate) fn full_fence() {
     fence(Ordering::SeqCst);
 }
 
+/// [`full_fence`] right behind a compare-exchange, which on x86-64 is one already, whatever its
+/// ordering and outcome: only the compiler is held back.
+#[inline(always)]
+pub(crate) fn fence_after_exchange() {
+    #[cfg(all(target_arch = "x86_64", not(loom), not(miri)))]
+    core::sync::atomic::compiler_fence(Ordering::SeqCst);
+    #[cfg(not(all(target_arch = "x86_64", not(loom), not(miri))))]
+    fence(Ordering::SeqCst);
+}
+
 /// A place where a killed process leaves something half done; the feature `pauses` widens it.
 #[inline(always)]
 pub(crate) fn kill_point() {

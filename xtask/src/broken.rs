@@ -26,17 +26,23 @@ const BROKEN: &[Broken] = &[
     Broken {
         name: "head moved before the entry is written",
         path: "dataplane/src/claim.rs",
-        changes: &[(
-            "        write_words(&self.own, message_at, &words);\n",
-            "        let (position_after, slot) = (position + 1, self.slot.0);
-        let early = Claim { position_after, slot, copied: true };
+        changes: &[
+            (
+                "        write_words(&self.own, message_at, &words);\n",
+                "        let (position_after, slot) = (position + 1, self.slot.0);
+        let early = Claim { position_after, slot, stage: Stage::Confirmed };
         self.own
             .word(claim_at(*head_at, reader.mask(), position))
             .store(early.to_word(), Ordering::Release);
         advance_head(&self.own, *head_at, reader.mask());
         kill_point();
         write_words(&self.own, message_at, &words);\n",
-        )],
+            ),
+            (
+                "        if mark(Stage::Claimed, Stage::Copied).is_err() {\n",
+                "        if mark(Stage::Claimed, Stage::Copied).is_err() && lane == !0 {\n",
+            ),
+        ],
     },
     Broken {
         name: "visible before the commit",

@@ -37,6 +37,7 @@ const WEAKER: &[(&str, &[&str])] = &[
     ("fence(Ordering::Release)", &["()"]),
     ("fence(Ordering::Acquire)", &["()"]),
     ("full_fence()", &["()"]),
+    ("fence_after_exchange()", &["()"]),
     ("Ordering::Acquire", &["Ordering::Relaxed"]),
     ("Ordering::Release", &["Ordering::Relaxed"]),
 ];

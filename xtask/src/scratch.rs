@@ -64,9 +64,12 @@ impl Scratch {
     pub fn sources(&self, folder: &str) -> io::Result<Vec<String>> {
         let mut paths = Vec::new();
         for entry in fs::read_dir(self.root.join(folder))? {
-            let name = entry?.file_name().to_string_lossy().into_owned();
-            if name.ends_with(".rs") {
-                paths.push(format!("{folder}/{name}"));
+            let entry = entry?;
+            let path = format!("{folder}/{}", entry.file_name().to_string_lossy());
+            if entry.file_type()?.is_dir() {
+                paths.extend(self.sources(&path)?);
+            } else if path.ends_with(".rs") {
+                paths.push(path);
             }
         }
         paths.sort();

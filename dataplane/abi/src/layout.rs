@@ -25,7 +25,7 @@ pub const TARGETS_MAX: usize = 32;
 /// Lane slots that one commit can make visible at the most: 8 outputs and their backup copies.
 pub const ITEMS_MAX: usize = 16;
 
-/// Instance slots of one family at the most (a claim word holds 15 bits, one value is reserved).
+/// Instance slots of one family at the most (a claim word holds 14 bits, one value is reserved).
 pub const SLOTS_MAX: usize = 1024;
 
 /// Payload bytes that travel inside a lane slot.

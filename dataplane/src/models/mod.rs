@@ -2,6 +2,7 @@
 //!
 //! `RUSTFLAGS="--cfg loom" cargo test --release -p sandpipe --lib`
 
+mod blocked;
 mod orderings;
 
 use core::time::Duration;

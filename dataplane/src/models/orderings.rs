@@ -16,7 +16,7 @@ use sandpipe_abi::layout::{CommitLine, InFlightEntry, InstanceSlot, LaneHead};
 
 use super::{GRAIN, S0, S1, in_chunk, model, pair, send};
 use crate::chunk::entry_key;
-use crate::claim_word::{Claim, advance_head, owner_word};
+use crate::claim_word::{Claim, Stage, advance_head, owner_word, tentative};
 use crate::lane::claim_at;
 use crate::memory::Memory;
 use crate::message::{read_words, set_words};
@@ -296,19 +296,20 @@ fn recovery_and_a_claimer_that_finish_neighbours_do_not_both_leave_the_head() {
         let (agent, grain) = pair(2, vec![]);
         let mut producer = agent.instance(S0);
         assert!(send(&mut producer, 1) && send(&mut producer, 2));
-        // Slot 0 died with the first message in its entry, right before its mark.
+        // Slot 0 died with the first message in its entry, right before it was confirmed.
         let lane = grain.own_layout().lanes[0];
         let claim = Claim {
             position_after: 1,
             slot: 0,
-            copied: false,
+            stage: Stage::Copied,
         };
         let own = grain.own_memory();
         let store = |at: usize, value: u64| own.word(at).store(value, Ordering::Relaxed);
         store(claim_at(lane.head_at, 1, 0), claim.to_word());
         let entry = grain.own_layout().entry_at(0);
         store(entry + offset_of!(InFlightEntry, owner), owner_word(1, 1));
-        store(entry + offset_of!(InFlightEntry, key), entry_key(0, 0));
+        let key = tentative(entry_key(0, 0));
+        store(entry + offset_of!(InFlightEntry, key), key);
         let other = grain.clone();
         let claimer = thread::spawn(move || assert!(other.claimer(S1).claim(|| 1).is_some()));
         recover_slot(&grain, S0);

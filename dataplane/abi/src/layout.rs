@@ -8,7 +8,7 @@ use core::mem::{align_of, offset_of, size_of};
 pub const MAGIC: u64 = u64::from_le_bytes(*b"SANDPIPE");
 
 /// The layout's version; participants of different versions refuse each other at attach.
-pub const LAYOUT_VERSION: u32 = 3;
+pub const LAYOUT_VERSION: u32 = 4;
 
 /// Bytes of a cache line, the unit that moves between two cores.
 pub const LINE: usize = 64;

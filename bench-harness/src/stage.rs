@@ -241,6 +241,7 @@ fn spec(app: &str, run_dir: &Path, grains: &[Grain], topology: &Topology) -> San
         isolation: Isolation::default(),
         memory_limit_bytes: None,
         pids_limit: None,
+        cpu_limit_millicores: None,
     }
 }
 

@@ -63,6 +63,7 @@ impl Cgroups {
                 V2 => true,
                 "memory" => limits_memory,
                 "pids" => spec.pids_limit.is_some(),
+                "cpu" => spec.cpu_limit_millicores.is_some(),
                 _ => false,
             })
             .map(|hierarchy| (hierarchy, hierarchy.base.join(&name)))
@@ -89,6 +90,10 @@ impl Cgroups {
         }
         if spec.pids_limit.is_some() {
             report.push(cgroups.limit("process limit", spec.pids_limit, &PIDS));
+        }
+        if let Some(millicores) = spec.cpu_limit_millicores {
+            let quota_us = Some(millicores * CPU_PERIOD_US / 1000);
+            report.push(cgroups.limit("cpu limit", quota_us, &CPU));
         }
         Ok(cgroups)
     }
@@ -164,6 +169,16 @@ const PIDS: Controller = Controller {
     v1_file: "pids.max",
     v2_file: "pids.max",
 };
+/// A number alone is the quota of a period in both versions and leaves the period as it is.
+const CPU: Controller = Controller {
+    name: "cpu",
+    v1_file: "cpu.cfs_quota_us",
+    v2_file: "cpu.max",
+};
+/// The period that every new cgroup has, in both versions.
+const CPU_PERIOD_US: u64 = 100_000;
+/// The controllers that are looked for among the hierarchies of v1.
+const V1_CONTROLLERS: [&str; 3] = [MEMORY.name, PIDS.name, CPU.name];
 
 /// The hierarchies of this machine that may serve us.
 pub(crate) fn hierarchies() -> io::Result<Vec<Hierarchy>> {
@@ -180,7 +195,7 @@ pub(crate) fn hierarchies() -> io::Result<Vec<Hierarchy>> {
         };
         let name = match kind {
             "cgroup2" => V2,
-            "cgroup" => match options.split(',').find(|o| matches!(*o, "memory" | "pids")) {
+            "cgroup" => match options.split(',').find(|o| V1_CONTROLLERS.contains(o)) {
                 Some(controller) => controller,
                 None => continue,
             },

@@ -27,6 +27,9 @@ pub struct SandboxSpec {
     /// Limit of the application's processes and threads.
     #[serde(default)]
     pub pids_limit: Option<u64>,
+    /// Limit of the whole application's processor time, in thousandths of a core (10 or more).
+    #[serde(default)]
+    pub cpu_limit_millicores: Option<u64>,
 }
 
 /// How one grain worker is started.

@@ -232,9 +232,13 @@ fn a_memory_limit_kills_the_worker_and_not_the_sandbox() {
     let scene = Scene::new();
     let mut spec = scene.spec(&["beating", "beating"]);
     spec.workers[0].memory_limit_bytes = Some(48 << 20);
-    spec.workers[0].command = ["sh", "-c", "a=x; while :; do a=$a$a; done"]
-        .map(String::from)
-        .to_vec();
+    spec.workers[0].command = [
+        "sh",
+        "-c",
+        "a=x; while [ ${#a} -lt 500000000 ]; do a=$a$a; done; sleep 1000",
+    ]
+    .map(String::from)
+    .to_vec();
     let mut agent = Agent::start(&spec);
     let limited = agent.status().isolation.iter().any(|item| {
         item.name == "worker memory limit" && item.state == sandpipe_sandbox::IsolationState::On

@@ -46,6 +46,7 @@ impl Source {
             isolation: Isolation::default(),
             memory_limit_bytes: app.limits.memory_limit_bytes,
             pids_limit: app.limits.pids_limit,
+            cpu_limit_millicores: app.limits.cpu_limit_millicores,
         };
         Source {
             spec,

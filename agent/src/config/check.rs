@@ -259,12 +259,37 @@ fn limits(raw: Option<&raw::Limits>, problems: &mut Problems<'_>) -> Limits {
         result_ttl: Duration::from_secs(ttl_s),
         memory_limit_bytes: memory_limit(raw.memory_limit_mb.as_ref(), problems),
         pids_limit: pids,
+        cpu_limit_millicores: raw.cpu.as_ref().and_then(|cpu| millicores(cpu, problems)),
     }
 }
 
 fn memory_limit(raw: Option<&Spanned<i64>>, problems: &mut Problems<'_>) -> Option<u64> {
     raw?;
     Some(number("memory_limit_mb", raw, 8..=1 << 20, 8, problems) << 20)
+}
+
+/// Cores as a decimal. The kernel takes no quota below a hundredth of its period.
+fn millicores(cores: &Spanned<f64>, problems: &mut Problems<'_>) -> Option<u64> {
+    let range = 0.01..=1024.0;
+    if !range.contains(cores.get_ref()) {
+        problems.add(
+            cores.span(),
+            format!("cpu = {}", cores.get_ref()),
+            format!(
+                "use a number of cores from {} to {}",
+                range.start(),
+                range.end()
+            ),
+        );
+        return None;
+    }
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "within the range"
+    )]
+    let rounded = (cores.get_ref() * 1000.0).round() as u64;
+    Some(rounded)
 }
 
 fn number(

@@ -128,6 +128,8 @@ pub struct Limits {
     pub memory_limit_bytes: Option<u64>,
     /// Processes of the whole sandbox.
     pub pids_limit: Option<u64>,
+    /// Processor time of the whole sandbox, in thousandths of a core.
+    pub cpu_limit_millicores: Option<u64>,
 }
 
 impl Default for Limits {
@@ -140,6 +142,7 @@ impl Default for Limits {
             result_ttl: Duration::from_secs(600),
             memory_limit_bytes: None,
             pids_limit: None,
+            cpu_limit_millicores: None,
         }
     }
 }

@@ -54,4 +54,5 @@ pub(super) struct Limits {
     pub result_ttl_s: Option<Spanned<i64>>,
     pub memory_limit_mb: Option<Spanned<i64>>,
     pub pids: Option<Spanned<i64>>,
+    pub cpu: Option<Spanned<f64>>,
 }

@@ -78,6 +78,7 @@ max_attempts = 5
 result_ttl_s = 9
 memory_limit_mb = 64
 pids = 100
+cpu = 1.5
 [[grain]]
 name = "shout"
 runtime = "exec"
@@ -109,6 +110,8 @@ next = "static"
     assert_eq!(spec.limits.max_in_flight, 7);
     assert_eq!(spec.limits.deadline, Duration::from_millis(1500));
     assert_eq!(spec.limits.pids_limit, Some(100));
+    assert_eq!(spec.limits.memory_limit_bytes, Some(64 << 20));
+    assert_eq!(spec.limits.cpu_limit_millicores, Some(1500));
     let Runtime::Exec { args, executable } = &spec.grains[0].runtime else {
         panic!()
     };
@@ -330,6 +333,16 @@ fn numbers_out_of_range_are_refused_with_the_range() {
     place.one_problem(&one("memory_limit_mb = 1"), 8, &["from 8 to"]);
     let limits = one("") + "[limits]\nmax_payload_bytes = 999999999\n";
     place.one_problem(&limits, 10, &["67108864"]);
+    for cores in ["0", "0.009", "-1", "nan", "1025"] {
+        let limits = one("") + &format!("[limits]\ncpu = {cores}\n");
+        place.one_problem(&limits, 10, &["cores from 0.01 to 1024"]);
+    }
+}
+
+#[test]
+fn whole_cores_need_no_decimal_point() {
+    let spec = Place::new().parse(&(one("") + "[limits]\ncpu = 2\n"));
+    assert_eq!(spec.unwrap().limits.cpu_limit_millicores, Some(2000));
 }
 
 #[test]

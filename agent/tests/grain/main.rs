@@ -61,7 +61,27 @@ fn obey(order: &str) -> Result<(), HandlerError> {
         "child" => {
             std::process::Command::new("sleep").arg("1000").spawn()?;
         }
+        "hoard" => {
+            // Written page by page, so that it is really there.
+            let bytes = vec![1u8; usize::try_from(number << 20).unwrap_or(0)];
+            std::hint::black_box(&bytes);
+        }
+        "crowd" => crowd(number)?,
         _ => {}
     }
     Ok(())
+}
+
+/// Starts that many children; the error says how many it were when the next one was refused. The
+/// children are kept for a second, so that a test can see what else can be done meanwhile.
+fn crowd(count: u64) -> Result<(), HandlerError> {
+    let start = |_| std::process::Command::new("sleep").arg("1000").spawn();
+    let started: Vec<_> = (0..count).map(start).take_while(Result::is_ok).collect();
+    std::thread::sleep(Duration::from_secs(1));
+    if started.len() as u64 == count {
+        return Ok(());
+    }
+    let refused = start(0).err().map(|error| error.to_string());
+    let reason = format!("{} children, then: {refused:?}", started.len());
+    Err(HandlerError::from(reason.as_str()))
 }

@@ -108,6 +108,11 @@ impl Place {
         processes().into_iter().filter(|&pid| holds(pid)).collect()
     }
 
+    /// The application's cgroups, in whatever hierarchies.
+    pub fn cgroups(&self) -> Vec<PathBuf> {
+        cgroups_named(Path::new("/sys/fs/cgroup"), &self.app, 0)
+    }
+
     /// Asserts that nothing of the application is left: processes, directories, cgroups.
     pub fn assert_clean(&self) {
         until("all processes are gone", || {
@@ -123,7 +128,7 @@ impl Place {
                 .join(format!("agent-{}.sock", self.app))
                 .exists()
         );
-        let cgroups = cgroups_named(Path::new("/sys/fs/cgroup"), &self.app, 0);
+        let cgroups = self.cgroups();
         assert!(cgroups.is_empty(), "left: {cgroups:?}");
     }
 }

@@ -78,6 +78,7 @@ impl Scene {
             isolation: Isolation::default(),
             memory_limit_bytes: None,
             pids_limit: None,
+            cpu_limit_millicores: None,
         }
     }
 

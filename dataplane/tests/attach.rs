@@ -6,7 +6,7 @@ mod sandbox;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use sandbox::{Sandbox, watchdog};
+use sandbox::{Sandbox, Watchdog};
 use sandpipe::attach::AttachMessage;
 use sandpipe::lease::{LeaseState, lease_state, wait_for_change};
 use sandpipe::{
@@ -121,7 +121,7 @@ fn a_sealed_segment_cannot_be_mapped_writable_or_cut_and_the_older_mapping_goes_
 
 #[test]
 fn a_large_payload_is_written_in_place_and_read_by_another_process() {
-    watchdog(Duration::from_secs(60));
+    let _watchdog = Watchdog::new(Duration::from_secs(60));
     let mut sandbox = Sandbox::new(topology());
     let (mut agent, mut bus) = sandbox.join(AGENT);
     let pid = sandbox.spawn(GRAIN, |_, bus| {
@@ -154,7 +154,7 @@ fn a_large_payload_is_written_in_place_and_read_by_another_process() {
 
 #[test]
 fn a_lease_tells_of_its_holders_death_through_a_read_only_mapping() {
-    watchdog(Duration::from_secs(60));
+    let _watchdog = Watchdog::new(Duration::from_secs(60));
     let mut sandbox = Sandbox::new(topology());
     let (mut agent, mut bus) = sandbox.join(AGENT);
     for round in 0..20 {

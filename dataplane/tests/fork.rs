@@ -189,7 +189,7 @@ fn ten_thousand_forks_over_busy_rings_leak_nothing() {
         (false, true) => 1_000,
         (false, false) => 10_000,
     };
-    sandbox::watchdog(Duration::from_secs(120 + forks / 100));
+    let _watchdog = sandbox::Watchdog::new(Duration::from_secs(120 + forks / 100));
     become_subreaper();
     let control = segment::create("fork-test-control", 4096).unwrap();
     let control = Mapping::new(control, 4096, true, 4096).unwrap();

@@ -6,7 +6,7 @@ mod sandbox;
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
-use sandbox::{Sandbox, exit, watchdog};
+use sandbox::{Sandbox, Watchdog, exit};
 use sandpipe::{
     Ack, Bus, ChunkClass, Delivery, FamilyIndex, FamilySpec, Instance, Loan, LoanError, Mapping,
     MessageHeader, MessageId, Participant, Payload, Receiver, SlotIndex, Target, Topology,
@@ -160,7 +160,7 @@ fn fill(sandbox: &mut Sandbox, agent: &mut Agent) {
 
 #[test]
 fn a_chain_whose_every_grain_waits_for_a_chunk_goes_on_when_the_agent_reads() {
-    watchdog(Duration::from_secs(120));
+    let _watchdog = Watchdog::new(Duration::from_secs(120));
     let mut sandbox = Sandbox::new(ring(&[ChunkClass {
         bytes: 1024,
         count: 1,

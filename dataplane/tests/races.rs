@@ -1,8 +1,10 @@
 //! The bell against each waiter: nothing is missed, nobody is woken twice for one sleep.
 
+mod sandbox;
+
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -11,6 +13,8 @@ use sandpipe::{
     Ack, Bell, Bus, FamilyIndex, FamilySpec, HeapMemory, Instance, Memory, MessageHeader,
     MessageId, PARK_MAX, Payload, SlotIndex, Target, Topology, TraceStamps,
 };
+
+use sandbox::Watchdog;
 
 const AGENT: FamilyIndex = FamilyIndex::AGENT;
 const GRAIN: FamilyIndex = FamilyIndex(1);
@@ -178,19 +182,34 @@ fn bell_of(line: &Line) -> (u64, u64) {
     )
 }
 
+/// Until a thread of this process sleeps.
+fn until_asleep(thread: rustix::process::Pid) {
+    let path = format!("/proc/self/task/{thread}/stat");
+    let begin = Instant::now();
+    while !std::fs::read_to_string(&path).unwrap().contains(") S ") {
+        assert!(begin.elapsed() < WATCHDOG, "it does not sleep");
+        thread::yield_now();
+    }
+}
+
 #[test]
 fn many_messages_to_a_consumer_that_sleeps_ring_once() {
     let mut line = line();
     let bell = line.grain.bell(GRAIN);
-    let parking = bell.prepare();
+    let (announced, sleeper) = mpsc::channel();
+    let consumer = thread::spawn(move || {
+        let mut waiter = open(WaiterKind::Futex).unwrap();
+        let parking = bell.prepare();
+        announced.send(rustix::thread::gettid()).unwrap();
+        let rung = waiter.wait(&[parking.watched()], WATCHDOG, &mut Vec::new());
+        parking.cancel();
+        rung.unwrap()
+    });
+    until_asleep(sleeper.recv().unwrap());
     for id in 1..=50 {
         publish(&mut line.producer, id);
     }
-    assert_eq!(bell_of(&line), (1, 0));
-    let mut waiter = open(WaiterKind::Futex).unwrap();
-    let words = [parking.watched()];
-    assert!(waiter.wait(&words, WATCHDOG, &mut Vec::new()).unwrap());
-    parking.cancel();
+    assert!(consumer.join().unwrap(), "it was woken by the bell");
     assert_eq!(bell_of(&line), (1, 0));
 }
 
@@ -246,6 +265,7 @@ fn what_the_dead_left_announced_costs_one_bell_in_all() {
 
 #[test]
 fn a_producer_stopped_between_commit_and_bell_delays_its_message_by_one_rescan() {
+    let _watchdog = Watchdog::new(WATCHDOG);
     for kind in WaiterKind::ALL {
         let Some(mut waiter) = open(kind) else {
             continue;

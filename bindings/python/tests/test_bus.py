@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import threading
 import time
 
@@ -14,6 +15,8 @@ def in_child(body):
     pid = os.fork()
     if pid == 0:
         code = 1
+        # What it waits for may never come: the watchdog is a signal that ends it.
+        signal.alarm(120)
         try:
             body()
             code = 0
@@ -116,12 +119,15 @@ def test_asyncio_waits_for_a_subscriber_beside_other_tasks(waiter, monkeypatch):
     pid = in_child(publish)
 
     async def main():
-        received, turns = [], 0
+        received, turns, in_vain = [], 0, 0
         done = asyncio.Event()
 
         def take():
+            nonlocal in_vain
+            before = len(received)
             while (data := subscriber.receive(0)) is not None:
                 received.append(int.from_bytes(data, "little"))
+            in_vain += len(received) == before
             if len(received) == count:
                 done.set()
 
@@ -139,9 +145,13 @@ def test_asyncio_waits_for_a_subscriber_beside_other_tasks(waiter, monkeypatch):
         finally:
             loop.remove_reader(subscriber.fileno())
             task.cancel()
-        return received, turns
+        return received, turns, in_vain
 
-    received, turns = asyncio.run(main())
+    begin = time.monotonic()
+    received, turns, in_vain = asyncio.run(main())
     assert ended_well(pid)
     assert received == list(range(count))
     assert turns > 1
+    # Readable while there is something, and for a rescan after 50 ms; else the loop would spin.
+    rescans = (time.monotonic() - begin) / 0.05
+    assert in_vain <= 5 + 2 * rescans, f"{in_vain} looks in vain"

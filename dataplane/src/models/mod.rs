@@ -175,13 +175,15 @@ const COUNTER_AT: usize = 32;
 fn a_cancelled_announcement_takes_no_other_sleepers_bell() {
     model(|| {
         let (bell, page) = bell_and_counter(0);
-        let (other, canceller) = (bell.clone(), bell.clone());
-        let other_page = page.clone();
+        let (other, other_page) = (bell.clone(), page.clone());
+        let (sleeper, sleepers_page) = (bell.clone(), page.clone());
+        // Who cancels runs first: within two preemptions a ring can take its announcement off and
+        // the sleeper make one of its own before it goes on.
         let publisher = thread::spawn(move || publish_two(&other, &other_page));
-        let cancelled = thread::spawn(move || canceller.prepare().cancel());
-        await_two(&bell, &page);
+        let sleeper = thread::spawn(move || await_two(&sleeper, &sleepers_page));
+        bell.prepare().cancel();
         publisher.join().unwrap();
-        cancelled.join().unwrap();
+        sleeper.join().unwrap();
     });
 }
 

@@ -8,9 +8,9 @@ use sandpipe::layout::HintBlock;
 use sandpipe::{Bus, Mapping, Memory, PARK_MAX};
 
 use crate::house::{
-    AGENT, CONSUMER, House, INNOCENT, LANE, SPARE, Stop, Watchdog, hint_page, publish, topology,
+    AGENT, CONSUMER, House, INNOCENT, LANE, SPARE, Stop, hint_page, publish, topology,
 };
-use crate::sandbox::Sandbox;
+use crate::sandbox::{Sandbox, Watchdog};
 
 /// The agent parks between messages while `vandal` writes to the hint page without a pause; the
 /// innocent family's messages arrive, each once.

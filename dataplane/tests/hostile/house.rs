@@ -4,7 +4,6 @@
 use std::mem::offset_of;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::SeqCst;
-use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
 use sandpipe::layout::LaneSlot;
@@ -14,7 +13,7 @@ use sandpipe::{
     SlotIndex, Target, Topology, TraceStamps, Violation,
 };
 
-use crate::sandbox::{Sandbox, payload};
+use crate::sandbox::{Sandbox, Watchdog, payload};
 
 pub const AGENT: FamilyIndex = FamilyIndex::AGENT;
 pub const HOSTILE: FamilyIndex = FamilyIndex(1);
@@ -100,22 +99,6 @@ pub struct Stop<'a>(pub &'a AtomicBool);
 impl Drop for Stop<'_> {
     fn drop(&mut self) {
         self.0.store(true, SeqCst);
-    }
-}
-
-/// Aborts a test that hangs; dropped, it is off.
-pub struct Watchdog(#[allow(dead_code, reason = "its drop is the sign")] Sender<()>);
-
-impl Watchdog {
-    pub fn new(limit: Duration) -> Watchdog {
-        let (alive, ended) = channel();
-        std::thread::spawn(move || {
-            if ended.recv_timeout(limit) == Err(RecvTimeoutError::Timeout) {
-                eprintln!("the test did not end within {limit:?}");
-                std::process::abort();
-            }
-        });
-        Watchdog(alive)
     }
 }
 

@@ -31,7 +31,7 @@ const KILLS: u64 = if cfg!(debug_assertions) {
 const KILLS_FULL: u64 = 500_000;
 
 fn kill_test(kills: u64) {
-    sandbox::watchdog(Duration::from_secs(60 + kills / 50));
+    let _watchdog = sandbox::Watchdog::new(Duration::from_secs(60 + kills / 50));
     sandbox::become_subreaper();
     let mut chain = Chain {
         sandbox: Sandbox::new(chain::topology()),

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test binary uses a part")]
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
@@ -12,13 +13,21 @@ use sandpipe::{
     layout, socket,
 };
 
-/// A test that hangs is a bug in the bus: ten times the expectation, then abort.
-pub fn watchdog(limit: Duration) {
-    std::thread::spawn(move || {
-        std::thread::sleep(limit);
-        eprintln!("the test did not end within {limit:?}");
-        std::process::abort();
-    });
+/// Aborts a test that hangs, which is a bug in the bus; ten times the expectation. Dropped, it is
+/// off.
+pub struct Watchdog(#[allow(dead_code, reason = "its drop is the sign")] Sender<()>);
+
+impl Watchdog {
+    pub fn new(limit: Duration) -> Watchdog {
+        let (alive, ended) = channel();
+        std::thread::spawn(move || {
+            if ended.recv_timeout(limit) == Err(RecvTimeoutError::Timeout) {
+                eprintln!("the test did not end within {limit:?}");
+                std::process::abort();
+            }
+        });
+        Watchdog(alive)
+    }
 }
 
 pub struct Sandbox {

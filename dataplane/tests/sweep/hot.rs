@@ -319,14 +319,14 @@ fn sweep_all(operations: &[Operation]) {
 
 #[test]
 fn a_producer_killed_at_any_instruction_of_publish_park_or_wake_leaves_all_or_nothing() {
-    sandbox::watchdog(Duration::from_secs(1200));
+    let _watchdog = sandbox::Watchdog::new(Duration::from_secs(1200));
     stay_on_one_core(1);
     sweep_all(&[Publish, Wake, Park]);
 }
 
 #[test]
 fn a_consumer_killed_at_any_instruction_of_take_commit_or_release_loses_nothing() {
-    sandbox::watchdog(Duration::from_secs(1200));
+    let _watchdog = sandbox::Watchdog::new(Duration::from_secs(1200));
     stay_on_one_core(0);
     for mode in [Mode::Claim, Mode::Exclusive] {
         sweep_all(&[Take(mode), Commit(mode), Acknowledge(mode), Release(mode)]);

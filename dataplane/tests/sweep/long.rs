@@ -71,7 +71,7 @@ fn ready(participant: Participant, bus: Bus<Mapping>) -> (Participant, Grain, Bu
 
 #[test]
 fn a_process_killed_in_loan_attach_detach_or_lease_leaves_nothing() {
-    sandbox::watchdog(Duration::from_secs(1200));
+    let _watchdog = sandbox::Watchdog::new(Duration::from_secs(1200));
     stay_on_one_core(1);
     // A fresh chunk; and all of them published and released, so that they are freed first.
     for before in [0, 8] {

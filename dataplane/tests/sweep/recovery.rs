@@ -51,7 +51,7 @@ fn instructions(mode: Mode) -> u64 {
 
 #[test]
 fn a_recoverer_killed_at_any_instruction_is_recovered_to_the_same_facts() {
-    sandbox::watchdog(Duration::from_secs(1200));
+    let _watchdog = sandbox::Watchdog::new(Duration::from_secs(1200));
     stay_on_one_core(0);
     for mode in [Mode::Claim, Mode::Exclusive] {
         let all = instructions(mode);

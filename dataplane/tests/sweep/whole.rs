@@ -105,7 +105,7 @@ fn sweep(before: u64, mode: Mode) {
 
 #[test]
 fn a_grain_killed_at_any_instruction_has_done_all_or_nothing() {
-    sandbox::watchdog(std::time::Duration::from_secs(1200));
+    let _watchdog = sandbox::Watchdog::new(std::time::Duration::from_secs(1200));
     stay_on_one_core(0);
     // Ring empty, part full, wrapped, and long-lived.
     for mode in [Mode::Claim, Mode::Exclusive] {

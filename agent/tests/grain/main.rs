@@ -2,6 +2,7 @@
 //! `GRAIN: sleep 100`, or `*: panic`. Then it appends its letter.
 
 use std::io::Write;
+use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
 use sandpipe_grain::{Context, Event, HandlerError, Output};
@@ -67,6 +68,7 @@ fn obey(order: &str) -> Result<(), HandlerError> {
             std::hint::black_box(&bytes);
         }
         "crowd" => crowd(number)?,
+        "vandalise" => vandalise(Duration::from_millis(number))?,
         _ => {}
     }
     Ok(())
@@ -84,4 +86,42 @@ fn crowd(count: u64) -> Result<(), HandlerError> {
     let refused = start(0).err().map(|error| error.to_string());
     let reason = format!("{} children, then: {refused:?}", started.len());
     Err(HandlerError::from(reason.as_str()))
+}
+
+/// Writes noise over all shared memory that this process may write, again and again: its family's
+/// segment (lanes, commits, descriptors, chunks) and the hint page.
+fn vandalise(time: Duration) -> Result<(), HandlerError> {
+    let maps = std::fs::read_to_string("/proc/self/maps")?;
+    let shared = maps.lines().filter(|line| line.contains(" rw-s "));
+    let shared: Vec<std::ops::Range<u64>> = shared.filter_map(range_of).collect();
+    // Through this file, a store into a mapping needs no pointer.
+    let memory = std::fs::File::options()
+        .write(true)
+        .open("/proc/self/mem")?;
+    let (begin, mut noise) = (std::time::Instant::now(), 0x5eed_u64);
+    let mut random = || {
+        noise ^= noise << 13;
+        noise ^= noise >> 7;
+        noise ^= noise << 17;
+        noise
+    };
+    while begin.elapsed() < time {
+        for page in shared.iter().flat_map(|range| range.clone().step_by(4096)) {
+            let mut words = [0; 4096];
+            for word in words.chunks_exact_mut(8) {
+                // Half of them near what could be true.
+                let shift = random() % 2 * 60;
+                word.copy_from_slice(&(random() >> shift).to_le_bytes());
+            }
+            memory.write_all_at(&words, page)?;
+        }
+    }
+    Ok(())
+}
+
+/// The addresses of a line of `/proc/self/maps`.
+fn range_of(line: &str) -> Option<std::ops::Range<u64>> {
+    let (from, to) = line.split_once(' ')?.0.split_once('-')?;
+    let number = |text| u64::from_str_radix(text, 16).ok();
+    Some(number(from)?..number(to)?)
 }

@@ -6,3 +6,4 @@ mod kills;
 mod limits;
 mod load;
 mod starts;
+mod vandal;

@@ -57,7 +57,7 @@ fn await_answers(house: &mut House, count: usize) -> Vec<(MessageId, sandpipe::S
 
 #[test]
 fn while_a_parked_instance_is_stopped_the_other_takes_every_message_in_order() {
-    sandbox::watchdog(10 * WATCHDOG);
+    let _watchdog = sandbox::Watchdog::new(10 * WATCHDOG);
     let mut house = House::new();
     let grain = house.grain.clone();
     let parked = Child::spawn(|| Worker::new(&grain, S1).run());
@@ -80,7 +80,7 @@ fn while_a_parked_instance_is_stopped_the_other_takes_every_message_in_order() {
 
 #[test]
 fn while_an_instance_is_stopped_in_its_handler_only_its_own_message_waits() {
-    sandbox::watchdog(10 * WATCHDOG);
+    let _watchdog = sandbox::Watchdog::new(10 * WATCHDOG);
     let mut house = House::new();
     let grain = house.grain.clone();
     assert!(house.send(id(0)));
@@ -113,7 +113,7 @@ fn while_an_instance_is_stopped_in_its_handler_only_its_own_message_waits() {
 
 #[test]
 fn while_every_instance_is_stopped_the_lane_fills_up_and_says_so_and_nothing_is_lost() {
-    sandbox::watchdog(10 * WATCHDOG);
+    let _watchdog = sandbox::Watchdog::new(10 * WATCHDOG);
     let mut house = House::new();
     let grain = house.grain.clone();
     let children = [S1, S2].map(|slot| Child::spawn(|| Worker::new(&grain, slot).run()));

@@ -102,7 +102,7 @@ fn stop_once(house: &mut House, steps: u64, seen_early: &mut [u64; 4]) -> bool {
 
 #[test]
 fn a_producer_stopped_at_any_step_of_publishing_delays_its_own_message_only() {
-    sandbox::watchdog(20 * WATCHDOG);
+    let _watchdog = sandbox::Watchdog::new(20 * WATCHDOG);
     stay_on_one_core(1);
     let mut house = House::new();
     let mut seen_early = [0; 4];
@@ -123,7 +123,7 @@ fn a_producer_stopped_at_any_step_of_publishing_delays_its_own_message_only() {
 
 #[test]
 fn while_a_producer_is_stopped_in_a_commit_the_other_goes_on_for_as_long_as_that_takes() {
-    sandbox::watchdog(20 * WATCHDOG);
+    let _watchdog = sandbox::Watchdog::new(20 * WATCHDOG);
     let mut house = House::new();
     // Somewhere between its stage and its bell: the sweep above shows every step.
     let (child, reached) = producer(&house, 10 * STRIDE);

@@ -112,7 +112,7 @@ fn stop_once(house: &mut House, first: &mut u64, steps: u64) -> Option<Stopped> 
 
 #[test]
 fn an_instance_stopped_at_any_instruction_of_a_claim_blocks_neither_producer_nor_others() {
-    sandbox::watchdog(20 * WATCHDOG);
+    let _watchdog = sandbox::Watchdog::new(20 * WATCHDOG);
     stay_on_one_core(0);
     let mut house = House::new();
     let (mut steps, mut first) = (0, 0);

@@ -2,10 +2,14 @@ use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use sandpipe::{FamilyIndex, Topology};
+
 use crate::SandboxError;
 
 /// Longest application name: it becomes the host name inside the sandbox and a cgroup's name.
 const APP_NAME_BYTES_MAX: usize = 48;
+/// What init takes for itself beside the pages that it keeps for the families: about half of it.
+const INIT_BYTES: u64 = 2 << 20;
 
 /// What a sandbox is made of; it travels to the sandbox's init as JSON in a memfd.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,7 +25,8 @@ pub struct SandboxSpec {
     /// What to isolate.
     #[serde(default)]
     pub isolation: Isolation,
-    /// Memory limit of the whole application, in bytes.
+    /// Memory limit of the whole application, in bytes. One that its queues alone would exceed is
+    /// refused: init takes their pages before any grain runs, and is charged for them.
     #[serde(default)]
     pub memory_limit_bytes: Option<u64>,
     /// Limit of the application's processes and threads.
@@ -133,7 +138,32 @@ impl SandboxSpec {
                 ));
             }
         }
-        Ok(())
+        self.check_memory_limit()
+    }
+
+    /// Whether init can take every control page within the limit; past it the kernel would kill it
+    /// somewhere on its way.
+    fn check_memory_limit(&self) -> Result<(), SandboxError> {
+        // What cannot be decoded is refused by the guardian, in its own words.
+        let (Some(limit), Ok(topology)) =
+            (self.memory_limit_bytes, Topology::decode(&self.topology))
+        else {
+            return Ok(());
+        };
+        let control = |index| topology.layout(FamilyIndex(index as u16)).control_bytes as u64;
+        let families = (0..topology.families().len()).map(control);
+        // While a family is made anew there are two of it.
+        let anew = families.clone().max().unwrap_or(0);
+        let needs = families.sum::<u64>() + anew + INIT_BYTES;
+        if limit >= needs {
+            return Ok(());
+        }
+        Err(SandboxError::InvalidSpec {
+            reason: format!(
+                "a memory limit of {limit} bytes: the queues and init take {needs} before any \
+                 grain runs; raise the limit or shorten the queues"
+            ),
+        })
     }
 }
 

@@ -80,10 +80,16 @@ fn held(scene: &Scene, agent: &mut Agent, item: &str) -> Option<Held> {
     })
 }
 
-/// A sandbox of one worker that runs this shell script, and of one that only lives.
+/// A sandbox of one worker that only lives, and of one that then runs this shell script: what it
+/// takes must not be taken before the other has started.
 fn scripted(scene: &Scene, script: &str) -> SandboxSpec {
     let mut spec = scene.spec(&["beating", "beating"]);
-    spec.workers[0].command = ["sh", "-c", script].map(String::from).to_vec();
+    let beat = scene.file("beating-1.beat");
+    let script = format!(
+        "until [ -s {} ]; do sleep 0.01; done; {script}",
+        beat.display()
+    );
+    spec.workers[0].command = ["sh", "-c", &script].map(String::from).to_vec();
     spec
 }
 
@@ -172,4 +178,31 @@ fn past_its_process_limit_an_application_is_refused_a_fork_and_goes_on() {
         assert_eq!(agent.status().workers[1].restarts, 0);
     }
     finish(&scene, agent);
+}
+
+#[test]
+fn a_memory_limit_below_what_the_queues_take_is_refused_by_name_and_leaves_nothing() {
+    let scene = Scene::new();
+    let mut spec = scene.spec(&["beating"]);
+    let mut limit = 4096;
+    spec.memory_limit_bytes = Some(limit);
+    let answer = Agent::launch(&spec).answer();
+    let refused = answer["error"].as_str().unwrap();
+    assert!(
+        refused.contains("a memory limit of 4096 bytes"),
+        "{refused}"
+    );
+    assert!(!scene.app_dir().exists(), "refused before anything is made");
+    // The least that it names is enough, and a byte less is not.
+    let mut numbers = refused
+        .split(' ')
+        .filter_map(|word| word.parse::<u64>().ok());
+    let needs = numbers.find(|&number| number != limit).unwrap();
+    limit = needs - 1;
+    spec.memory_limit_bytes = Some(limit);
+    let answer = Agent::launch(&spec).answer();
+    assert!(answer["error"].is_string(), "{answer}");
+    spec.memory_limit_bytes = Some(needs);
+    spec.workers[0].command = ["sleep", "1000"].map(String::from).to_vec();
+    finish(&scene, Agent::start(&spec));
 }

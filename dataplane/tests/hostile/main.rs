@@ -17,6 +17,7 @@ mod exhaustion;
 mod handshake;
 mod house;
 mod lanes;
+mod memory_limit;
 mod recovery;
 mod segments;
 mod versions;

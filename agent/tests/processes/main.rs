@@ -1,5 +1,6 @@
 //! The agent with real processes: requests, wrong input, and kills at every level.
 
+mod doctor;
 mod faults;
 mod harness;
 mod kills;

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::BenchError;
 use crate::machine::Machine;
-use crate::stats::Samples;
+use crate::stats::{Samples, Summary};
 
 /// Name and version of the report's shape; a changed or removed field makes a new one.
 pub const SCHEMA: &str = "sandpipe-bench/1";
@@ -54,24 +54,9 @@ pub struct Row {
     pub series: String,
     /// The unit of all values of the row: `ns`, `us` or `ms`.
     pub unit: String,
-    /// Number of samples.
-    pub n: u64,
-    /// Mean.
-    pub mean: f64,
-    /// Its 95 % confidence interval.
-    pub ci95: [f64; 2],
-    /// Smallest.
-    pub min: f64,
-    /// Median.
-    pub p50: f64,
-    /// 90 % quantile.
-    pub p90: f64,
-    /// 99 % quantile.
-    pub p99: f64,
-    /// 99.9 % quantile.
-    pub p999: f64,
-    /// Largest.
-    pub max: f64,
+    /// The measured values, in that unit.
+    #[serde(flatten)]
+    pub summary: Summary,
     /// The paper's mean in the same unit, if it has one.
     pub paper: Option<f64>,
     /// File of the HDR histogram (format V2, values in ns), relative to the report.
@@ -121,20 +106,11 @@ impl Row {
         samples: &Samples,
         paper_ns: Option<f64>,
     ) -> Row {
-        let s = samples.summary().in_unit(unit.ns());
         Row {
             case: case.to_owned(),
             series: series.to_owned(),
             unit: unit.name().to_owned(),
-            n: s.n,
-            mean: s.mean,
-            ci95: s.ci95,
-            min: s.min,
-            p50: s.p50,
-            p90: s.p90,
-            p99: s.p99,
-            p999: s.p999,
-            max: s.max,
+            summary: samples.summary().in_unit(unit.ns()),
             paper: paper_ns.map(|ns| ns / unit.ns()),
             histogram: None,
         }

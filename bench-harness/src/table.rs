@@ -64,21 +64,21 @@ fn rows(rows: &[Row]) -> Table {
     ];
     let mut table = new_table(&header, 2);
     for row in rows {
-        let unit = &row.unit;
-        let half = (row.ci95[1] - row.ci95[0]) / 2.0;
+        let (unit, of) = (&row.unit, &row.summary);
+        let half = (of.ci95[1] - of.ci95[0]) / 2.0;
         table.add_row(vec![
             row.case.clone(),
             row.series.clone(),
             row.paper
                 .map_or("–".into(), |paper| format!("{} {unit}", number(paper))),
-            format!("{} ± {} {unit}", number(row.mean), number(half)),
+            format!("{} ± {} {unit}", number(of.mean), number(half)),
             row.paper.map_or("–".into(), |paper| {
-                format!("{} ×", number(paper / row.mean))
+                format!("{} ×", number(paper / of.mean))
             }),
-            number(row.p50),
-            number(row.p99),
-            number(row.p999),
-            row.n.to_string(),
+            number(of.p50),
+            number(of.p99),
+            number(of.p999),
+            of.n.to_string(),
         ]);
     }
     table

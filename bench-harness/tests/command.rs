@@ -86,10 +86,11 @@ fn the_floor_probes_run_and_their_orders_hold() {
     let rows = &report.figures[0].rows;
     assert_eq!(rows.len(), 9, "{:?}", report.validity);
     for row in rows {
-        assert!(row.n >= 5, "{} has {} samples", row.case, row.n);
-        let ascending = [row.min, row.p50, row.p90, row.p99, row.p999, row.max];
+        let of = &row.summary;
+        assert!(of.n >= 5, "{} has {} samples", row.case, of.n);
+        let ascending = [of.min, of.p50, of.p90, of.p99, of.p999, of.max];
         assert!(
-            ascending.is_sorted() && row.min > 0.0,
+            ascending.is_sorted() && of.min > 0.0,
             "{}: {ascending:?}",
             row.case
         );
@@ -102,6 +103,7 @@ fn the_floor_probes_run_and_their_orders_hold() {
         rows.iter()
             .find(|row| row.case.starts_with(case))
             .unwrap()
+            .summary
             .p50
     };
     assert!(

@@ -51,7 +51,11 @@ fn instructions(mode: Mode) -> u64 {
 
 #[test]
 fn a_recoverer_killed_at_any_instruction_is_recovered_to_the_same_facts() {
-    let _watchdog = sandbox::Watchdog::new(Duration::from_secs(1200));
+    let pairs = match std::env::var_os("SANDPIPE_FULL") {
+        Some(_) => PAIRS_FULL,
+        None => 0,
+    };
+    let _watchdog = sandbox::Watchdog::new(Duration::from_secs(1200 + pairs / 4));
     stay_on_one_core(0);
     for mode in [Mode::Claim, Mode::Exclusive] {
         let all = instructions(mode);
@@ -84,8 +88,8 @@ fn a_recoverer_killed_at_any_instruction_is_recovered_to_the_same_facts() {
         );
         assert!(SLOW_BUILD || total.rolled_forward > 0 && total.freed_chunks > 0);
     }
-    if std::env::var_os("SANDPIPE_FULL").is_some() {
-        random_pairs(PAIRS_FULL);
+    if pairs > 0 {
+        random_pairs(pairs);
     }
 }
 

@@ -72,7 +72,7 @@ fn read_response(stream: &mut TcpStream) -> io::Result<Response> {
         if let Some(end) = bytes.windows(4).position(|window| window == b"\r\n\r\n") {
             break end;
         }
-        let read = stream.read(&mut buffer)?;
+        let read = read_some(stream, &mut buffer)?;
         if read == 0 || bytes.len() > HEAD_BYTES_MAX {
             return Err(invalid("the connection ended within the head"));
         }
@@ -97,7 +97,7 @@ fn read_response(stream: &mut TcpStream) -> io::Result<Response> {
         .header("content-length")
         .and_then(|text| text.parse::<usize>().ok());
     while length.is_none_or(|length| body.len() < length) {
-        let read = stream.read(&mut buffer)?;
+        let read = read_some(stream, &mut buffer)?;
         if read == 0 {
             break;
         }
@@ -109,6 +109,46 @@ fn read_response(stream: &mut TcpStream) -> io::Result<Response> {
     Ok(Response { body, ..response })
 }
 
+/// A read with a time-out is not taken up again by the kernel after a stop or a signal.
+fn read_some(stream: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
+    loop {
+        match stream.read(buffer) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            read => return read,
+        }
+    }
+}
+
 fn invalid(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Is interrupted once before each byte.
+    struct Interrupted(bool);
+
+    impl Read for Interrupted {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            self.0 = !self.0;
+            if self.0 {
+                return Err(io::ErrorKind::Interrupted.into());
+            }
+            buffer[0] = b'x';
+            Ok(1)
+        }
+    }
+
+    #[test]
+    fn an_interrupted_read_goes_on() {
+        let mut buffer = [0; 4];
+        assert_eq!(
+            read_some(&mut Interrupted(false), &mut buffer).unwrap(),
+            1,
+            "the signal ended the read"
+        );
+        assert_eq!(buffer[0], b'x');
+    }
 }

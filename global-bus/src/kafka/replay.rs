@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
@@ -17,6 +17,9 @@ use crate::bus::{ReplayError, Replayed};
 use crate::codec::Head;
 use crate::fold::{Fold, now_unix_ms};
 use crate::record::Record;
+
+/// Between two questions to a broker that is coming up.
+const RETRY: Duration = Duration::from_millis(100);
 
 /// What a replay has read.
 pub(super) struct Found {
@@ -102,15 +105,28 @@ impl Reader<'_> {
             .collect())
     }
 
+    /// The first position and the end of a partition. A broker that has just come up may not know
+    /// its partitions for a moment.
+    fn watermarks(&self, topic: &str, partition: i32) -> Result<(i64, i64), KafkaError> {
+        let timeout = self.options.connect_timeout;
+        let until = Instant::now() + timeout;
+        loop {
+            match self.consumer.fetch_watermarks(topic, partition, timeout) {
+                Err(error) if is_passing(&error) && Instant::now() < until => {
+                    std::thread::sleep(RETRY);
+                }
+                found => return found,
+            }
+        }
+    }
+
     fn read_topic(&mut self, topic: &str, partitions: i32) -> Result<(), ReplayError> {
         let mut assignment = TopicPartitionList::new();
         // The partitions not read to their ends, each with its end.
         let mut ends: HashMap<i32, i64> = HashMap::new();
         for partition in 0..partitions {
-            let timeout = self.options.connect_timeout;
             let (low, high) = self
-                .consumer
-                .fetch_watermarks(topic, partition, timeout)
+                .watermarks(topic, partition)
                 .map_err(|error| failed(self.app, &error))?;
             self.saw(topic, partition, high);
             if low < high {
@@ -192,6 +208,21 @@ fn fold(found: &mut Found, message: &BorrowedMessage<'_>) -> Result<(), ReplayEr
     let kept = record.clone();
     found.fold.apply(&head, position, kept, drop);
     Ok(())
+}
+
+/// Whether a partition may be there a moment later.
+fn is_passing(error: &KafkaError) -> bool {
+    use rdkafka::types::RDKafkaErrorCode::{
+        LeaderNotAvailable, NotLeaderForPartition, UnknownPartition, UnknownTopicOrPartition,
+    };
+    let passing = [
+        LeaderNotAvailable,
+        NotLeaderForPartition,
+        UnknownPartition,
+        UnknownTopicOrPartition,
+    ];
+    let code = error.rdkafka_error_code();
+    code.is_some_and(|code| passing.contains(&code))
 }
 
 fn failed(app: &str, error: &KafkaError) -> ReplayError {

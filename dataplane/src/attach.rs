@@ -19,6 +19,7 @@ use crate::memory::Memory;
 use crate::segment::{self, Mapping, SegmentError};
 use crate::socket;
 use crate::topology::{FamilyIndex, Topology, TopologyError};
+use crate::wish::Wish;
 
 /// Why a process could not attach, or lost its guardian.
 #[derive(Debug, thiserror::Error)]
@@ -103,6 +104,11 @@ pub enum AttachMessage {
     Peers(Vec<(FamilyIndex, u64)>),
     /// Participant: the peers are mapped.
     Attached,
+    /// Participant: my pool is exhausted.
+    Grow,
+    /// Guardian: map these files, a descriptor each, as your pool's extensions: index and
+    /// generation.
+    Renew(Vec<(u16, u64)>),
 }
 
 impl AttachMessage {
@@ -150,6 +156,14 @@ impl AttachMessage {
                 }
             }
             AttachMessage::Attached => bytes.push(6),
+            AttachMessage::Grow => bytes.push(7),
+            AttachMessage::Renew(files) => {
+                bytes.push(8);
+                for (index, generation) in files {
+                    bytes.extend(index.to_le_bytes());
+                    bytes.extend(generation.to_le_bytes());
+                }
+            }
         }
         bytes
     }
@@ -188,6 +202,15 @@ impl AttachMessage {
                 AttachMessage::Peers(peers)
             }
             6 if rest.is_empty() => AttachMessage::Attached,
+            7 if rest.is_empty() => AttachMessage::Grow,
+            8 => {
+                let mut files = Vec::new();
+                while !rest.is_empty() {
+                    let index = u16::from_le_bytes(take(rest)?);
+                    files.push((index, u64::from_le_bytes(take(rest)?)));
+                }
+                AttachMessage::Renew(files)
+            }
             _ => return None,
         })
     }
@@ -203,6 +226,7 @@ fn take<const N: usize>(bytes: &mut &[u8]) -> Option<[u8; N]> {
 #[derive(Debug)]
 pub struct Participant {
     socket: OwnedFd,
+    pub(crate) wish: Wish,
 }
 
 impl Participant {
@@ -219,7 +243,8 @@ impl Participant {
     ) -> Result<(Participant, Bus<Mapping>), AttachError> {
         let deadline = Instant::now() + timeout;
         let (version, hash) = (LAYOUT_VERSION, layout_hash());
-        let mut participant = Participant { socket };
+        let wish = Wish::default();
+        let mut participant = Participant { socket, wish };
         participant.send(&AttachMessage::Hello {
             version,
             hash,
@@ -254,21 +279,28 @@ impl Participant {
                 family.0
             )));
         }
-        let [own, hints] = fds.as_slice() else {
-            let what = format!("{} descriptors with the own segment", fds.len());
-            return Err(AttachError::Unexpected(what));
-        };
         let layout = topology.layout(family);
+        let (own, hints, extensions) = match fds.as_slice() {
+            [own, hints, rest @ ..] if rest.len() == layout.extensions => (own, hints, rest),
+            _ => {
+                let what = format!("{} descriptors with the own segment", fds.len());
+                return Err(AttachError::Unexpected(what));
+            }
+        };
         let wrong = |error| AttachError::segment(family, error);
         // A file that could shrink would end this process by SIGBUS.
         segment::check_size(own, layout.bytes).map_err(wrong)?;
         segment::check_size(hints, PAGE).map_err(wrong)?;
-        let own = Mapping::new(own, layout.bytes, true, layout.control_bytes)?;
-        check_header(&own, family).map_err(wrong)?;
+        for file in extensions {
+            segment::check_size(file, layout.extension_bytes).map_err(wrong)?;
+        }
+        let own = Mapping::of_family(own, extensions, &layout, true)?;
+        check_header(&own, family, layout.bytes).map_err(wrong)?;
         let hints = Mapping::new(hints, PAGE, true, PAGE)?;
         let mut bus = Bus::new(topology, family, own, hints);
         participant.send(&AttachMessage::Mapped)?;
         let (message, fds) = participant.next_message(deadline, timeout)?;
+        participant.wish = Wish::from_now_on(&bus);
         participant.map_peers(&mut bus, message, fds)?;
         Ok((participant, bus))
     }
@@ -279,7 +311,8 @@ impl Participant {
         self.socket.as_fd()
     }
 
-    /// Maps the segments of peers that were made anew since the last call; true if there were any.
+    /// Maps the segments of peers that were made anew since the last call, and files that take the
+    /// places of own extensions; true if there were any.
     /// Does not block.
     ///
     /// # Errors
@@ -290,8 +323,10 @@ impl Participant {
             match socket::receive(&self.socket, false) {
                 Ok((bytes, _)) if bytes.is_empty() => return Err(AttachError::Closed),
                 Ok((bytes, fds)) => {
-                    let message = parse(&bytes)?;
-                    self.map_peers(bus, message, fds)?;
+                    match parse(&bytes)? {
+                        AttachMessage::Renew(files) => self.map_renewed(bus, &files, &fds)?,
+                        message => self.map_peers(bus, message, fds)?,
+                    }
                     changed = true;
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(changed),
@@ -309,24 +344,36 @@ impl Participant {
         message: AttachMessage,
         fds: Vec<OwnedFd>,
     ) -> Result<(), AttachError> {
-        let peers = match message {
-            AttachMessage::Peers(peers) if peers.len() == fds.len() => peers,
-            other => return Err(AttachError::Unexpected(format!("{other:?}"))),
+        let AttachMessage::Peers(peers) = message else {
+            return Err(AttachError::Unexpected(format!("{message:?}")));
         };
-        for ((family, _), fd) in peers.into_iter().zip(fds) {
-            if family == bus.family() || family.index() >= bus.topology().families().len() {
+        let mut fds = fds.as_slice();
+        for (family, _) in peers {
+            let own_or_unknown =
+                family == bus.family() || family.index() >= bus.topology().families().len();
+            let layout = bus
+                .topology()
+                .layout(if own_or_unknown { bus.family() } else { family });
+            let Some((files, rest)) = fds.split_at_checked(1 + layout.extensions) else {
+                let what = format!("too few descriptors for family {}", family.0);
+                return Err(AttachError::Unexpected(what));
+            };
+            fds = rest;
+            if own_or_unknown {
                 continue;
             }
-            let layout = bus.topology().layout(family);
             let wrong = |error| AttachError::segment(family, error);
-            segment::check_sealed(&fd, layout.bytes).map_err(wrong)?;
-            let mapped = Mapping::new(fd, layout.bytes, false, layout.control_bytes);
+            segment::check_sealed(&files[0], layout.bytes).map_err(wrong)?;
+            for file in &files[1..] {
+                segment::check_sealed(file, layout.extension_bytes).map_err(wrong)?;
+            }
+            let mapped = Mapping::of_family(&files[0], &files[1..], &layout, false);
             bus.set_peer(family, mapped.map_err(|error| wrong(error.into()))?);
         }
         self.send(&AttachMessage::Attached)
     }
 
-    fn send(&self, message: &AttachMessage) -> Result<(), AttachError> {
+    pub(crate) fn send(&self, message: &AttachMessage) -> Result<(), AttachError> {
         match socket::send(&self.socket, &message.encode(), &[]) {
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(AttachError::Closed),
             result => Ok(result?),
@@ -356,7 +403,7 @@ impl Participant {
 }
 
 impl AttachError {
-    fn segment(family: FamilyIndex, error: SegmentError) -> AttachError {
+    pub(crate) fn segment(family: FamilyIndex, error: SegmentError) -> AttachError {
         let family = family.0;
         AttachError::Segment { family, error }
     }
@@ -364,14 +411,14 @@ impl AttachError {
 
 /// Whether a segment says that it is this family's, in this layout: what a guardian of another
 /// version, or a mixed-up descriptor, would not.
-fn check_header(own: &Mapping, family: FamilyIndex) -> Result<(), SegmentError> {
+fn check_header(own: &Mapping, family: FamilyIndex, bytes: usize) -> Result<(), SegmentError> {
     let word = |at: usize| own.word(at).load(Ordering::Relaxed);
     let expected = [
         (offset_of!(FamilyHeader, magic), MAGIC),
         (offset_of!(FamilyHeader, version), u64::from(LAYOUT_VERSION)),
         (offset_of!(FamilyHeader, hash), layout_hash()),
         (offset_of!(FamilyHeader, family), u64::from(family.0)),
-        (offset_of!(FamilyHeader, length), own.len() as u64),
+        (offset_of!(FamilyHeader, length), bytes as u64),
     ];
     let right = expected.iter().all(|&(at, value)| word(at) == value);
     right.then_some(()).ok_or(SegmentError::Header(family.0))

@@ -171,7 +171,11 @@ impl<M: Memory> Pool<M> {
         }
     }
 
-    fn layout(&self) -> &FamilyLayout {
+    pub(crate) fn memory(&self) -> &M {
+        &self.own
+    }
+
+    pub(crate) fn layout(&self) -> &FamilyLayout {
         &self.layouts[self.family.index()]
     }
 
@@ -196,7 +200,9 @@ impl<M: Memory> Pool<M> {
         }
         match self.search(class, holders) {
             Some((class, index)) => Ok(self.lend(class, index, len)),
-            None => Err(LoanError::Exhausted { len }),
+            None => self
+                .loan_extended(len, holders)
+                .ok_or(LoanError::Exhausted { len }),
         }
     }
 
@@ -227,8 +233,8 @@ impl<M: Memory> Pool<M> {
         }
     }
 
-    /// The first free chunk of a class from `start` on, round to it.
-    fn take_any(&self, range: &ChunkRange, start: u32) -> Option<u32> {
+    /// Takes the first free chunk of a range from `start` on, round to it; its index in the range.
+    pub(crate) fn take_any(&self, range: &ChunkRange, start: u32) -> Option<u32> {
         let start = start.min(range.count);
         let mut indices = (start..range.count).chain(0..start);
         indices.find(|index| self.take(range.first + index))
@@ -246,7 +252,7 @@ impl<M: Memory> Pool<M> {
     }
 
     /// Frees every chunk of a class that all its holders have released.
-    fn reclaim(&self, range: &ChunkRange, holders: &[Holder<M>]) {
+    pub(crate) fn reclaim(&self, range: &ChunkRange, holders: &[Holder<M>]) {
         for chunk in range.first..range.first + range.count {
             let state = self.state(chunk);
             if state.phase == PHASE_PUBLISHED && !self.is_held(chunk, state, holders) {
@@ -349,8 +355,17 @@ impl<M: Memory> Pool<M> {
 
     /// Chunks that are (on loan, published and still held by somebody). Changes nothing.
     pub(crate) fn in_use(&self, holders: &[Holder<M>]) -> (usize, usize) {
+        self.in_use_of(0..self.layout().chunk_count(), holders)
+    }
+
+    /// [`Pool::in_use`] of some chunks.
+    pub(crate) fn in_use_of(
+        &self,
+        chunks: core::ops::Range<u32>,
+        holders: &[Holder<M>],
+    ) -> (usize, usize) {
         let (mut loaned, mut held) = (0, 0);
-        for chunk in 0..self.layout().chunk_count() {
+        for chunk in chunks {
             let state = self.state(chunk);
             match state.phase {
                 PHASE_LOANED => loaned += 1,

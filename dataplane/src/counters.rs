@@ -120,6 +120,8 @@ pub struct Counters {
     pub rescans: u64,
     /// See [`Count::Quarantined`].
     pub quarantined: u64,
+    /// Extensions that were opened for the family's pool.
+    pub grown: u64,
     /// Commits of dead slots that recovery carried out.
     pub recovered_commits: u64,
     /// Lanes that a dead slot had left half done and recovery mended.
@@ -133,7 +135,7 @@ pub struct Counters {
 impl Counters {
     /// Every counter with its name and what it counts, in a fixed order: for status and metrics.
     #[must_use]
-    pub fn rows(&self) -> [(&'static str, &'static str, u64); 14] {
+    pub fn rows(&self) -> [(&'static str, &'static str, u64); 15] {
         [
             ("published", "Messages published", self.published),
             (
@@ -153,6 +155,7 @@ impl Counters {
                 "Malformed messages and references refused",
                 self.quarantined,
             ),
+            ("grown", "Extensions opened for the pool", self.grown),
             (
                 "recovered_commits",
                 "Commits of the dead carried out",
@@ -185,6 +188,16 @@ impl<M: Memory> Bus<M> {
             own: self.own_memory().clone(),
             at: self.own_layout().slot_at(slot) + offset_of!(InstanceSlot, counters),
         }
+    }
+
+    /// Loans refused to any slot of this bus's own family, ever.
+    #[cfg(not(loom))]
+    pub(crate) fn refused_loans(&self) -> u64 {
+        let layout = self.own_layout();
+        let counter = offset_of!(InstanceSlot, counters) + Count::Exhausted.offset();
+        let slots = (0..layout.slots).map(|slot| layout.slot_at(SlotIndex(slot)) + counter);
+        let load = |at: usize| self.own_memory().word(at).load(Ordering::Relaxed);
+        slots.map(load).fold(0, u64::wrapping_add)
     }
 
     /// What `family` has counted; zeros while it is not mapped. Some ten loads a slot and one or
@@ -224,6 +237,7 @@ impl<M: Memory> Bus<M> {
             let cursor = load(lane.head_at + offset_of!(LaneHead, cursor));
             sum.received = sum.received.wrapping_add(head.max(cursor));
         }
+        sum.grown = load(offset_of!(FamilyHeader, grants));
         let at = offset_of!(FamilyHeader, recovered);
         sum.recovered_commits = load(at + offset_of!(RecoveryCounters, commits));
         sum.recovered_lanes = load(at + offset_of!(RecoveryCounters, lanes));

@@ -7,6 +7,7 @@ use sandpipe_abi::layout::{
     ChunkDescriptor, FamilyHeader, InFlightEntry, InstanceSlot, LaneHead, LaneSlot, PAGE,
 };
 
+use crate::extension::{extension_bytes, extension_count};
 use crate::topology::{ChunkClass, FamilyIndex, FamilySpec, SlotIndex, Topology};
 
 /// One incoming lane of a queue, as its consumer and its producer find it.
@@ -54,8 +55,12 @@ pub struct FamilyLayout {
     pub outgoing_at: usize,
     /// First [`ChunkDescriptor`].
     pub descriptors_at: usize,
-    /// The payload pool by size class.
+    /// The payload pool by size class, without its extensions.
     pub chunks: Vec<ChunkRange>,
+    /// How many extensions the pool can have; each repeats `chunks` in a file of its own.
+    pub extensions: usize,
+    /// Bytes of one extension. They follow one another behind the segment.
+    pub extension_bytes: usize,
     /// Bytes that are mapped in at attach: everything but chunk data.
     pub control_bytes: usize,
     /// Bytes of the segment.
@@ -94,9 +99,11 @@ impl FamilyLayout {
         let outgoing_at = outgoing_at(topology, family);
         let descriptors_at = outgoing_at + slots * lane_bytes_of_a_slot(spec);
         let mut chunks = Vec::new();
+        let extension_bytes = extension_bytes(&spec.chunks);
+        let extensions = extension_count(topology.growth_bytes(), extension_bytes);
         let total: u32 = spec.chunks.iter().map(|class| class.count).sum();
-        let control_bytes =
-            (descriptors_at + total as usize * size_of::<ChunkDescriptor>()).next_multiple_of(PAGE);
+        let descriptors = total as usize * (1 + extensions) * size_of::<ChunkDescriptor>();
+        let control_bytes = (descriptors_at + descriptors).next_multiple_of(PAGE);
         let (mut first, mut data_at) = (0, control_bytes);
         for class in &spec.chunks {
             let ChunkClass { bytes, count } = *class;
@@ -118,6 +125,8 @@ impl FamilyLayout {
             outgoing_at,
             descriptors_at,
             chunks,
+            extensions,
+            extension_bytes,
             control_bytes,
             bytes: data_at,
         }
@@ -156,7 +165,8 @@ impl FamilyLayout {
         self.descriptors_at + chunk as usize * size_of::<ChunkDescriptor>()
     }
 
-    /// Offset and size of a chunk's data, `None` if there is no such chunk.
+    /// Offset and size of a chunk's data, `None` if the segment has no such chunk; an extension may
+    /// ([`FamilyLayout::extended_data`]).
     #[must_use]
     pub fn chunk_data(&self, chunk: u32) -> Option<(usize, u64)> {
         self.chunks.iter().find_map(|range| {
@@ -166,9 +176,14 @@ impl FamilyLayout {
         })
     }
 
-    /// Chunks of all classes.
+    /// Chunks of all classes, those of the extensions included.
     #[must_use]
     pub fn chunk_count(&self) -> u32 {
+        self.segment_chunks() * (1 + self.extensions as u32)
+    }
+
+    /// Chunks of all classes in the segment, and in each extension.
+    pub(crate) fn segment_chunks(&self) -> u32 {
         self.chunks.iter().map(|range| range.count).sum()
     }
 }

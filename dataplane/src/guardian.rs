@@ -9,6 +9,7 @@ use core::mem::offset_of;
 use core::sync::atomic::Ordering;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use sandpipe_abi::layout::{
     ChunkDescriptor, FamilyHeader, HintBlock, LAYOUT_VERSION, MAGIC, PAGE, layout_hash,
@@ -16,6 +17,7 @@ use sandpipe_abi::layout::{
 
 use crate::attach::AttachMessage;
 use crate::bus::Bus;
+use crate::growth::{Extensions, RETIRE_AFTER};
 use crate::memory::Memory;
 use crate::recover::{Repair, recover_family};
 use crate::segment::{self, Mapping};
@@ -24,18 +26,22 @@ use crate::topology::{FamilyIndex, Topology};
 /// Keeps the segments of one sandbox. If it dies, the sandbox dies with it.
 #[derive(Debug)]
 pub struct Guardian {
-    topology: Topology,
+    pub(crate) topology: Topology,
     hints: OwnedFd,
     hints_mapping: Mapping,
-    families: Vec<Option<Family>>,
+    pub(crate) families: Vec<Option<Family>>,
+    pub(crate) retire_after: Duration,
+    /// When the pools were looked at last.
+    pub(crate) looked: Instant,
 }
 
 #[derive(Debug)]
-struct Family {
+pub(crate) struct Family {
     fd: OwnedFd,
-    mapping: Mapping,
+    pub(crate) mapping: Mapping,
     epoch: u64,
     stage: Stage,
+    pub(crate) extensions: Extensions,
 }
 
 /// How far a family is in its handshake. Each message is due once; one that is not is refused, so
@@ -51,7 +57,7 @@ enum Stage {
 }
 
 impl Family {
-    fn is_sealed(&self) -> bool {
+    pub(crate) fn is_sealed(&self) -> bool {
         self.stage == Stage::Sealed
     }
 }
@@ -66,8 +72,11 @@ pub enum Reaction<'g> {
     /// The family's segment is sealed: send [`Guardian::peers_message`] to it, and
     /// [`Guardian::update_message`] about it to those whom [`Guardian::others`] names.
     Sealed,
-    /// The participant has mapped what it was sent last.
+    /// The participant has mapped what it was sent last. Once it has answered every message,
+    /// call [`Guardian::settled`].
     Attached,
+    /// Nothing is to be sent.
+    Done,
     /// No message of the handshake, or one that is not due: close the connection.
     Unknown,
 }
@@ -90,6 +99,8 @@ impl Guardian {
             hints,
             hints_mapping,
             families,
+            retire_after: RETIRE_AFTER,
+            looked: Instant::now(),
         })
     }
 
@@ -109,14 +120,20 @@ impl Guardian {
     pub fn make_family(&mut self, family: FamilyIndex) -> io::Result<()> {
         let layout = self.topology.layout(family);
         let fd = segment::create("sandpipe-family", layout.bytes)?;
-        let mapping = Mapping::new(&fd, layout.bytes, true, layout.control_bytes)?;
-        mapping.do_not_fork();
         let before = self.families[family.index()].as_ref();
+        let extensions = Extensions::make(&layout, before.map(|before| &before.extensions))?;
+        let files: Vec<_> = extensions.fds().collect();
+        let mapping = Mapping::of_family(&fd, &files, &layout, true)?;
+        mapping.do_not_fork();
         let epoch = before.map_or(1, |before| before.epoch + 1);
         if let Some(before) = before {
             copy_segment(&before.mapping, &mapping, &self.topology, family);
         }
-        write_header(&mapping, family, epoch);
+        write_header(&mapping, family, epoch, layout.bytes);
+        extensions.write_words(&mapping);
+        for (index, generation) in extensions.generations().enumerate() {
+            mapping.set_generation(index, generation);
+        }
         let bus = Bus::new(
             self.topology.clone(),
             family,
@@ -129,6 +146,7 @@ impl Guardian {
             mapping,
             epoch,
             stage: Stage::Made,
+            extensions,
         });
         Ok(())
     }
@@ -141,6 +159,8 @@ impl Guardian {
         };
         let repair = recover_family(&bus);
         bus.ring_after_recovery();
+        // The dead map nothing.
+        self.settled(family);
         repair
     }
 
@@ -177,14 +197,19 @@ impl Guardian {
                 let Some(made) = &mut self.families[family.index()] else {
                     return Ok(Reaction::Unknown);
                 };
+                if made.stage == Stage::Sealed {
+                    return self.renewed(family);
+                }
                 if made.stage != Stage::Given {
                     return Ok(Reaction::Unknown);
                 }
                 segment::seal(&made.fd)?;
+                made.extensions.seal()?;
                 made.stage = Stage::Sealed;
                 Ok(Reaction::Sealed)
             }
             Some(AttachMessage::Attached) => Ok(Reaction::Attached),
+            Some(AttachMessage::Grow) => Ok(self.asked(family)),
             _ => Ok(Reaction::Unknown),
         }
     }
@@ -231,10 +256,12 @@ impl Guardian {
             epoch: made.epoch,
             topology,
         };
-        Reaction::Reply(own.encode(), vec![made.fd.as_fd(), self.hints.as_fd()])
+        let files = [made.fd.as_fd(), self.hints.as_fd()].into_iter();
+        Reaction::Reply(own.encode(), files.chain(made.extensions.fds()).collect())
     }
 
-    /// The first `Peers` message of a participant: every sealed segment but its own.
+    /// The first `Peers` message of a participant: every sealed segment but its own, and the files of
+    /// its pool's extensions behind each.
     #[must_use]
     pub fn peers_message(&self, family: FamilyIndex) -> (Vec<u8>, Vec<BorrowedFd<'_>>) {
         self.message_about(|index| index != family.index())
@@ -255,9 +282,14 @@ impl Guardian {
                 let family = family
                     .as_ref()
                     .filter(|family| family.is_sealed() && wanted(index))?;
-                Some(((FamilyIndex(index as u16), family.epoch), family.fd.as_fd()))
+                Some((FamilyIndex(index as u16), family))
             });
-        let (peers, fds) = sealed.unzip();
+        let (mut peers, mut fds) = (Vec::new(), Vec::new());
+        for (index, family) in sealed {
+            peers.push((index, family.epoch));
+            fds.push(family.fd.as_fd());
+            fds.extend(family.extensions.fds());
+        }
         (AttachMessage::Peers(peers).encode(), fds)
     }
 
@@ -281,13 +313,13 @@ impl Guardian {
     }
 }
 
-fn write_header(mapping: &Mapping, family: FamilyIndex, epoch: u64) {
+fn write_header(mapping: &Mapping, family: FamilyIndex, epoch: u64, bytes: usize) {
     let put = |at: usize, value: u64| mapping.word(at).store(value, Ordering::Relaxed);
     put(offset_of!(FamilyHeader, version), u64::from(LAYOUT_VERSION));
     put(offset_of!(FamilyHeader, hash), layout_hash());
     put(offset_of!(FamilyHeader, family), u64::from(family.0));
     put(offset_of!(FamilyHeader, epoch), epoch);
-    put(offset_of!(FamilyHeader, length), mapping.len() as u64);
+    put(offset_of!(FamilyHeader, length), bytes as u64);
     put(offset_of!(FamilyHeader, magic), MAGIC);
 }
 
@@ -308,7 +340,12 @@ fn copy_segment(from: &Mapping, to: &Mapping, topology: &Topology, family: Famil
         let descriptor = layout.descriptor_at(chunk);
         let word = |field: usize| from.word(descriptor + field).load(Ordering::Relaxed);
         let in_use = word(offset_of!(ChunkDescriptor, state)) & 0xff != 0;
-        if let (true, Some((at, bytes))) = (in_use, layout.chunk_data(chunk)) {
+        let extended = || {
+            let (_, at, bytes) = layout.extended_data(chunk)?;
+            Some((at, bytes))
+        };
+        let data = layout.chunk_data(chunk).or_else(extended);
+        if let (true, Some((at, bytes))) = (in_use, data) {
             let len = word(offset_of!(ChunkDescriptor, len)).min(bytes);
             copy(at, (len as usize).next_multiple_of(8));
         }

@@ -17,6 +17,7 @@ mod chunk;
 mod claim;
 mod claim_word;
 mod counters;
+mod extension;
 mod family_layout;
 mod instance;
 mod lane;
@@ -36,6 +37,8 @@ mod clock;
 #[cfg(not(loom))]
 pub mod futex;
 #[cfg(not(loom))]
+mod growth;
+#[cfg(not(loom))]
 mod guardian;
 #[cfg(not(loom))]
 pub mod huge_pages;
@@ -47,6 +50,8 @@ pub mod segment;
 pub mod socket;
 #[cfg(not(loom))]
 pub mod wait;
+#[cfg(not(loom))]
+mod wish;
 
 #[cfg(all(test, loom))]
 mod models;
@@ -79,6 +84,7 @@ pub use crate::topology::{
 pub use crate::{
     attach::{AttachError, Participant},
     clock::monotonic_ns,
+    growth::RETIRE_AFTER,
     guardian::{Guardian, Reaction},
     lease::Lease,
     segment::{Mapping, SegmentError},

@@ -34,6 +34,12 @@ pub trait Memory: Clone {
             .expect("as many words as asked for")
     }
 
+    /// Which file of a pool's extension this process maps here, as the extension's word counts
+    /// them.
+    fn generation(&self, _extension: usize) -> u64 {
+        0
+    }
+
     /// Bytes of the memory.
     fn len(&self) -> usize;
 

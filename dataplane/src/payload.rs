@@ -24,6 +24,10 @@ pub enum PayloadError {
         /// The length that it named.
         len: u32,
     },
+    /// The payload lies in a file that this process does not map and its family's worker does:
+    /// hand the message back ([`crate::Claimer::hand_back`]) and make place for a newer process.
+    #[error("this process maps an older file of family {0} than the payload's")]
+    Outdated(u16),
 }
 
 /// The payload of a [`Delivery`]: in the message itself, or in the publisher's segment, which the
@@ -127,25 +131,18 @@ impl<M: Memory> Bus<M> {
     /// whole length was checked.
     ///
     /// # Errors
-    /// [`PayloadError`] if the publisher named something that is not there, or sent it inline.
+    /// [`PayloadError`] if the publisher named something that is not there, or sent it inline, or
+    /// if this process maps too little.
     pub fn locate(&self, delivery: &Delivery) -> Result<(&M, usize), PayloadError> {
         let family = delivery.source;
         let len = delivery.message.len;
         let chunk = delivery.message.body.chunk().unwrap_or(u32::MAX);
-        let bad = PayloadError::BadReference {
-            family: family.0,
-            chunk,
-            len,
-        };
         let segment = self
             .segment(family)
             .ok_or(PayloadError::NotAttached(family.0))?;
         match self.layout_of(family).chunk_data(chunk) {
             Some((at, bytes)) if u64::from(len) <= bytes => Ok((segment, at)),
-            _ => {
-                self.count_refused(delivery);
-                Err(bad)
-            }
+            _ => self.locate_extended(delivery, segment),
         }
     }
 }

@@ -2,7 +2,7 @@
 #![allow(unsafe_code, reason = "mapping shared memory")]
 
 use core::ptr::NonNull;
-use core::sync::atomic::AtomicU64;
+use core::sync::atomic::{AtomicU64, Ordering};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -10,8 +10,11 @@ use std::sync::Arc;
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, ProtFlags};
+use sandpipe_abi::layout::EXTENSIONS_MAX;
 
 use crate::chunk::Loan;
+use crate::extension::ExtensionWord;
+use crate::family_layout::FamilyLayout;
 use crate::memory::Memory;
 
 /// From the beginning: nobody cuts the file, so that nobody's access to a mapping ends in SIGBUS.
@@ -129,13 +132,15 @@ pub struct Mapping {
     /// Whole words in `len`.
     words: usize,
     writable: bool,
-    _region: Arc<Region>,
+    region: Arc<Region>,
 }
 
 #[derive(Debug)]
 struct Region {
     base: NonNull<u8>,
     len: usize,
+    /// Which files of the pool's extensions are mapped behind the segment.
+    generations: [AtomicU64; EXTENSIONS_MAX],
 }
 
 // SAFETY: a mapping is plain shared memory; every access through `Memory` is one atomic word.
@@ -179,23 +184,115 @@ impl Mapping {
                 0,
             )?
         };
-        let base = NonNull::new(base.cast()).ok_or(io::ErrorKind::InvalidData)?;
-        let region = Arc::new(Region { base, len });
-        let mapping = Mapping {
+        let mapping = Mapping::of_region(base.cast(), len, writable)?;
+        mapping.populate(populate)?;
+        Ok(mapping)
+    }
+
+    /// Maps a family's segment and the files of its pool's extensions one behind the other; the
+    /// control words are faulted in.
+    ///
+    /// # Errors
+    /// As [`Mapping::new`].
+    pub fn of_family(
+        fd: impl AsFd,
+        extensions: &[impl AsFd],
+        layout: &FamilyLayout,
+        writable: bool,
+    ) -> io::Result<Mapping> {
+        if layout.extensions == 0 {
+            return Mapping::new(fd, layout.bytes, writable, layout.control_bytes);
+        }
+        // SAFETY: a fresh mapping at an address of the kernel's choice: room for what follows.
+        let base = unsafe {
+            let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+            let none = core::ptr::null_mut();
+            rustix::mm::mmap_anonymous(none, layout.span(), ProtFlags::empty(), flags)?
+        };
+        let mapping = Mapping::of_region(base.cast(), layout.span(), writable)?;
+        mapping.place(0, layout.bytes, fd)?;
+        for (extension, fd) in extensions.iter().enumerate() {
+            let generation = ExtensionWord::load(&mapping, extension).generation;
+            mapping.renew(layout, extension, fd, generation)?;
+        }
+        mapping.populate(layout.control_bytes)?;
+        Ok(mapping)
+    }
+
+    /// Maps another file in the place of an extension, also for the clones of this mapping.
+    ///
+    /// # Errors
+    /// The system's; zeros of this process's own may be mapped there then.
+    pub(crate) fn renew(
+        &self,
+        layout: &FamilyLayout,
+        extension: usize,
+        fd: impl AsFd,
+        generation: u64,
+    ) -> io::Result<()> {
+        self.place(layout.extension_at(extension), layout.extension_bytes, fd)?;
+        self.set_generation(extension, generation);
+        Ok(())
+    }
+
+    /// Notes which file is mapped as an extension.
+    pub(crate) fn set_generation(&self, extension: usize, generation: u64) {
+        // Relaxed: it is this process's own, and its user has been told by a message.
+        self.region.generations[extension].store(generation, Ordering::Relaxed);
+    }
+
+    /// Maps a file over a part of the mapping.
+    fn place(&self, at: usize, len: usize, fd: impl AsFd) -> io::Result<()> {
+        assert!(at + len <= self.len, "outside the mapping");
+        let write = if self.writable {
+            ProtFlags::WRITE
+        } else {
+            ProtFlags::empty()
+        };
+        // SAFETY: the range is this mapping's own and stays mapped all the time, so that every
+        // reference into it stays good: all are to atomic words, or to a loan, and of a file that
+        // is replaced nothing is on loan.
+        unsafe {
+            let to = self.base.as_ptr().add(at).cast();
+            let protection = ProtFlags::READ | write;
+            let fixed = MapFlags::FIXED;
+            let placed = rustix::mm::mmap(to, len, protection, MapFlags::SHARED | fixed, fd, 0);
+            if let Err(error) = placed {
+                // The kernel may have taken away what was there: zeros instead of a hole.
+                let private = MapFlags::PRIVATE | MapFlags::NORESERVE | fixed;
+                let _ = rustix::mm::mmap_anonymous(to, len, protection, private);
+                return Err(error.into());
+            }
+        }
+        Ok(())
+    }
+
+    fn of_region(base: *mut u8, len: usize, writable: bool) -> io::Result<Mapping> {
+        let base = NonNull::new(base).ok_or(io::ErrorKind::InvalidData)?;
+        let region = Arc::new(Region {
+            base,
+            len,
+            generations: Default::default(),
+        });
+        Ok(Mapping {
             base,
             len,
             words: len / 8,
             writable,
-            _region: region,
-        };
-        let advice = if writable {
+            region,
+        })
+    }
+
+    /// Faults the first bytes in.
+    fn populate(&self, populate: usize) -> io::Result<()> {
+        let advice = if self.writable {
             Advice::LinuxPopulateWrite
         } else {
             Advice::LinuxPopulateRead
         };
-        match mapping.advise(populate.min(len), advice) {
+        match self.advise(populate.min(self.len), advice) {
             // Kernels before 5.14 do not know the advice: pages come with their first use.
-            Ok(()) | Err(Errno::INVAL) => Ok(mapping),
+            Ok(()) | Err(Errno::INVAL) => Ok(()),
             Err(Errno::FAULT) => Err(io::Error::new(
                 io::ErrorKind::OutOfMemory,
                 "no memory for the pages of a segment",
@@ -302,5 +399,9 @@ impl Memory for Mapping {
 
     fn len(&self) -> usize {
         self.len
+    }
+
+    fn generation(&self, extension: usize) -> u64 {
+        self.region.generations[extension].load(Ordering::Relaxed)
     }
 }

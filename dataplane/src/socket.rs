@@ -11,7 +11,7 @@ use rustix::net::{
 };
 
 /// Descriptors in one message at the most (the kernel allows 253).
-pub const FDS_MAX: usize = 40;
+pub const FDS_MAX: usize = 160;
 
 /// Bytes of one message at the most.
 const MESSAGE_MAX: usize = 64 << 10;

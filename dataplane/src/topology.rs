@@ -59,6 +59,7 @@ pub struct FamilySpec {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Topology {
     families: Vec<FamilySpec>,
+    growth_bytes: u64,
 }
 
 /// Why a topology is refused.
@@ -97,7 +98,28 @@ impl Topology {
             check_family(spec, families.len())
                 .map_err(|what| TopologyError::Family { family, what })?;
         }
-        Ok(Topology { families })
+        Ok(Topology {
+            families,
+            growth_bytes: 0,
+        })
+    }
+
+    /// The same, whose pools may grow: by at most `growth_bytes` in all families together, one
+    /// extension as large as the family's pool at a time, at most [`EXTENSIONS_MAX`] a family.
+    ///
+    /// [`EXTENSIONS_MAX`]: sandpipe_abi::layout::EXTENSIONS_MAX
+    #[must_use]
+    pub fn with_growth(self, growth_bytes: u64) -> Topology {
+        Topology {
+            growth_bytes,
+            ..self
+        }
+    }
+
+    /// By how many bytes all pools together may grow; 0: not at all.
+    #[must_use]
+    pub fn growth_bytes(&self) -> u64 {
+        self.growth_bytes
     }
 
     /// The families, the agent first.
@@ -140,6 +162,7 @@ impl Topology {
                 put(u64::from(class.count));
             }
         }
+        put(self.growth_bytes);
         bytes
     }
 
@@ -174,10 +197,11 @@ impl Topology {
                 chunks,
             });
         }
+        let growth_bytes = reader.number(u64::MAX)?;
         if reader.at != bytes.len() {
             return Err(TopologyError::Malformed(reader.at));
         }
-        Topology::new(families)
+        Ok(Topology::new(families)?.with_growth(growth_bytes))
     }
 }
 

@@ -10,7 +10,7 @@ use sandbox::{Sandbox, Watchdog, exit};
 use sandpipe::{
     Ack, Bus, ChunkClass, Delivery, FamilyIndex, FamilySpec, Instance, Loan, LoanError, Mapping,
     MessageHeader, MessageId, Participant, Payload, Receiver, SlotIndex, Target, Topology,
-    TraceStamps, derive_child,
+    TraceStamps, derive_child, layout,
 };
 
 const AGENT: FamilyIndex = FamilyIndex::AGENT;
@@ -19,6 +19,12 @@ const S0: SlotIndex = SlotIndex(0);
 const MESSAGES: u128 = 50;
 const LEN: usize = 1000;
 const PATIENCE: Duration = Duration::from_secs(20);
+const CLASS: ChunkClass = ChunkClass {
+    bytes: 1024,
+    count: 1,
+};
+/// Each of a page.
+const EXTENSIONS: u64 = 2;
 
 /// The agent and three grains in a ring, one slot each, with one pool each.
 fn ring(chunks: &[ChunkClass]) -> Topology {
@@ -76,7 +82,9 @@ fn pass_on(
     loop {
         match instance.loan(LEN) {
             Ok(loan) => return send(&mut instance, &loan, &header, input.ack),
-            Err(LoanError::Exhausted { .. }) => {}
+            Err(LoanError::Exhausted { .. }) => {
+                participant.ask_to_grow(bus).unwrap_or_else(|_| exit(0));
+            }
             Err(error) => panic!("{error}"),
         }
         std::thread::sleep(Duration::from_micros(100));
@@ -109,6 +117,7 @@ impl Agent {
     fn send(&mut self) -> bool {
         let mut instance = self.bus.instance(S0);
         let Ok(loan) = instance.loan(LEN) else {
+            self.participant.ask_to_grow(&self.bus).unwrap();
             return false;
         };
         self.sent += 1;
@@ -158,13 +167,46 @@ fn fill(sandbox: &mut Sandbox, agent: &mut Agent) {
     assert!(agent.bus.counters(AGENT).exhausted > 0);
 }
 
+/// The same with pools that may grow by `EXTENSIONS` in all: whoever asks first gets them, and then
+/// everybody waits.
+fn fill_grown(sandbox: &mut Sandbox, agent: &mut Agent) {
+    let all = [AGENT, GRAINS[0], GRAINS[1], GRAINS[2]];
+    let tries = |agent: &Agent| all.map(|family| agent.bus.counters(family).exhausted);
+    let until = Instant::now() + PATIENCE;
+    let (mut before, mut since) = ((0, [0; 3]), tries(agent));
+    // Nothing has moved while everybody has tried many times.
+    while tries(agent)
+        .iter()
+        .zip(since)
+        .any(|(&now, then)| now < then + 50)
+    {
+        agent.send();
+        agent.serve(sandbox);
+        let now = (agent.sent, published(agent));
+        if now != before {
+            (before, since) = (now, tries(agent));
+        }
+        assert!(Instant::now() < until, "not every grain waits: {now:?}");
+    }
+    let grown = all.map(|family| agent.bus.counters(family).grown);
+    assert_eq!(grown.iter().sum::<u64>(), EXTENSIONS, "{grown:?}");
+}
+
 #[test]
 fn a_chain_whose_every_grain_waits_for_a_chunk_goes_on_when_the_agent_reads() {
+    a_full_chain_goes_on(ring(&[CLASS]), fill);
+}
+
+#[test]
+fn a_chain_whose_every_grain_waits_for_an_extension_goes_on_when_the_agent_reads() {
+    let topology = ring(&[CLASS]).with_growth(EXTENSIONS * layout::PAGE as u64);
+    a_full_chain_goes_on(topology, fill_grown);
+}
+
+fn a_full_chain_goes_on(topology: Topology, fill: fn(&mut Sandbox, &mut Agent)) {
     let _watchdog = Watchdog::new(Duration::from_secs(120));
-    let mut sandbox = Sandbox::new(ring(&[ChunkClass {
-        bytes: 1024,
-        count: 1,
-    }]));
+    let mut sandbox = Sandbox::new(topology);
+    sandbox.guardian.retire_after(Duration::from_millis(50));
     let (participant, bus) = sandbox.join(AGENT);
     let receiver = bus.receiver();
     let (sent, answered) = (0, 0);

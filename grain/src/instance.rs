@@ -4,8 +4,8 @@ use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use sandpipe::{
-    Bus, Claimer, Delivery, FailureCode, Instance, Lease, Mapping, PARK_MAX, Refusal, SlotIndex,
-    TraceStamps, monotonic_ns,
+    Bus, Claimer, Delivery, FailureCode, Instance, Lease, Mapping, PARK_MAX, PayloadError, Refusal,
+    SlotIndex, TraceStamps, monotonic_ns,
 };
 
 use crate::board::{Board, Reason, SlotUse};
@@ -178,11 +178,12 @@ impl<R: Runtime> Forked<'_, R> {
         let (outcome, sound) = if delivery.attempt > self.config.max_attempts {
             (self.give_up(delivery), true)
         } else {
-            self.call(delivery, &mut stamps)
+            self.call(delivery, &mut stamps)?
         };
         let seat = &mut self.seat;
         let instance = &mut seat.instance;
-        publish(self.config, self.bus, instance, delivery, outcome, stamps)
+        let bus = self.bus;
+        publish(self.config, bus, board, instance, delivery, outcome, stamps)
             .map_err(|_stale| EXIT_STALE)?;
         seat.claimer.finish();
         // Whoever was woken may wait for this core; looking for more, or ending, can wait for it.
@@ -191,12 +192,20 @@ impl<R: Runtime> Forked<'_, R> {
     }
 
     /// Runs the handler.
-    fn call(&mut self, delivery: &Delivery, stamps: &mut TraceStamps) -> (Outcome, bool) {
+    fn call(
+        &mut self,
+        delivery: &Delivery,
+        stamps: &mut TraceStamps,
+    ) -> Result<(Outcome, bool), i32> {
         let event = match Event::new(self.bus, delivery) {
             Ok(event) => event,
+            Err(PayloadError::Outdated(_)) => {
+                self.seat.claimer.hand_back(delivery);
+                return Err(EXIT_STALE);
+            }
             Err(error) => {
                 let failed = Outcome::Failed(FailureCode::Other, error.to_string());
-                return (failed, true);
+                return Ok((failed, true));
             }
         };
         let mut context = Context {
@@ -208,11 +217,11 @@ impl<R: Runtime> Forked<'_, R> {
         let result = catch_unwind(AssertUnwindSafe(|| runtime.handle(&event, &mut context)));
         stamps.ended_ns = monotonic_ns();
         match result {
-            Ok(result) => (result.into(), true),
+            Ok(result) => Ok((result.into(), true)),
             // What the handler left half done in memory must not meet the next event.
             Err(payload) => {
                 let error = HandlerError::panicked(&*payload);
-                (Err(error).into(), false)
+                Ok((Err(error).into(), false))
             }
         }
     }

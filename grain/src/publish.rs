@@ -10,6 +10,7 @@ use sandpipe::{
     monotonic_ns,
 };
 
+use crate::board::Board;
 use crate::config::{Backup, Route, WorkerConfig};
 use crate::event::{HandlerError, Output};
 
@@ -50,6 +51,7 @@ impl From<Result<Output, HandlerError>> for Outcome {
 pub(crate) fn publish(
     config: &WorkerConfig,
     bus: &Bus<Mapping>,
+    board: &Board,
     instance: &mut Instance<Mapping>,
     delivery: &Delivery,
     outcome: Outcome,
@@ -64,7 +66,10 @@ pub(crate) fn publish(
         loan = loop {
             match instance.loan(data.len()) {
                 Ok(loan) => break Some(loan),
-                Err(LoanError::Exhausted { .. }) => room.wait()?,
+                Err(LoanError::Exhausted { .. }) => {
+                    room.ask_for_more(board);
+                    room.wait()?;
+                }
                 Err(error) => {
                     // Also of a failure's own text: what fits into a lane slot always fits.
                     let text = cut(error.to_string(), INLINE_MAX);
@@ -247,6 +252,7 @@ fn cut(mut text: String, max: usize) -> String {
 struct Room<'b> {
     bus: &'b Bus<Mapping>,
     pause: Duration,
+    has_asked: bool,
 }
 
 impl Room<'_> {
@@ -254,6 +260,18 @@ impl Room<'_> {
         Room {
             bus,
             pause: Duration::from_micros(50),
+            has_asked: false,
+        }
+    }
+
+    /// Wakes the worker, which asks for an extension of the pool if it may grow; only once, since
+    /// it looks by itself as often as it wakes.
+    fn ask_for_more(&mut self, board: &Board) {
+        if self.bus.own_layout().extensions != 0 && !self.has_asked {
+            self.has_asked = true;
+            board.nudge();
+            // Where the worker itself waits for events.
+            self.bus.bell(self.bus.family()).ring_all();
         }
     }
 

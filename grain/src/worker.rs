@@ -108,6 +108,11 @@ impl<R: Runtime> Worker<R> {
             if arrived.line && self.update_peers().is_err() {
                 return self.abandon();
             }
+            if let Some(participant) = &mut self.participant
+                && participant.ask_to_grow(&self.bus).is_err()
+            {
+                return self.abandon();
+            }
             self.reap(&arrived.slots);
             if process::is_terminated() && !self.draining {
                 self.draining = true;

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::SandboxStatus;
 
 /// The kernel takes at most 253 descriptors a message.
-pub(crate) const FDS_MAX: usize = 64;
+pub(crate) const FDS_MAX: usize = 160;
 /// Longest packet; a status with the tails of many failed workers is the longest there is.
 pub(crate) const PACKET_BYTES_MAX: usize = 160 << 10;
 

@@ -22,7 +22,7 @@ pub fn topology(spec: &AppSpec) -> Result<Topology, TopologyError> {
     let max = spec.limits.max_payload_bytes;
     let mut families = vec![agent(spec.grains.len(), max)];
     families.extend(spec.grains.iter().map(|grain| family(grain, max)));
-    Topology::new(families)
+    Ok(Topology::new(families)?.with_growth(spec.limits.pool_growth_bytes))
 }
 
 fn agent(grains: usize, max_payload_bytes: u64) -> FamilySpec {

@@ -154,6 +154,10 @@ impl LocalBus for FakeSandbox {
             .collect()
     }
 
+    fn pool_sizes(&self) -> Vec<(u64, u64)> {
+        Vec::new()
+    }
+
     fn counters(&self) -> Vec<Counters> {
         let of_agent = Counters {
             published: 1,

@@ -34,6 +34,10 @@ pub trait LocalBus: Send {
     /// What the agent (first) and each grain have counted. Stops nobody.
     fn counters(&self) -> Vec<Counters>;
 
+    /// Bytes of the agent's (first) and each grain's payload pool, and how many extensions are
+    /// among them now. Stops nobody.
+    fn pool_sizes(&self) -> Vec<(u64, u64)>;
+
     /// Takes news of the guardian: workers that were made anew. Never blocks.
     ///
     /// # Errors

@@ -73,7 +73,12 @@ impl SandboxBus {
             let inline = Payload::Inline(payload);
             return Ok(self.instance.stage(header.queue, header, inline, trace)?);
         }
-        let loan = self.instance.loan(payload.len())?;
+        let loan = self.instance.loan(payload.len());
+        if let Err(LoanError::Exhausted { .. }) = loan {
+            // Of a guardian that is gone, the next update tells.
+            let _ = self.participant.ask_to_grow(&self.bus);
+        }
+        let loan = loan?;
         self.instance.write(&loan, 0, payload);
         let staged = self
             .instance
@@ -215,6 +220,13 @@ impl LocalBus for SandboxBus {
         grains
             .map(|family| self.bus.audit(FamilyIndex(family)))
             .flat_map(|audit| audit.queued.into_iter().chain(audit.in_flight))
+            .collect()
+    }
+
+    fn pool_sizes(&self) -> Vec<(u64, u64)> {
+        let families = 0..self.bus.topology().families().len() as u16;
+        families
+            .map(|family| self.bus.pool_size(FamilyIndex(family)))
             .collect()
     }
 

@@ -49,6 +49,12 @@ pub struct BusCounts {
     pub grain: String,
     /// [`sandpipe::Counters::rows`], by name.
     pub counts: BTreeMap<String, u64>,
+    /// Bytes that its payload pool may use now: at most so much memory, and as much as was touched.
+    #[serde(default)]
+    pub pool_bytes: u64,
+    /// By how many extensions its pool has grown.
+    #[serde(default)]
+    pub pool_extensions: u64,
 }
 
 impl BusCounts {
@@ -135,14 +141,24 @@ impl BusThread {
             return Vec::new();
         };
         let names = std::iter::once(BusCounts::AGENT).chain(self.core.grains());
-        let counts = |(name, counters): (&str, sandpipe::Counters)| BusCounts {
+        let sizes = local
+            .pool_sizes()
+            .into_iter()
+            .chain(std::iter::repeat((0, 0)));
+        let families = names.zip(local.counters()).zip(sizes);
+        let counts = |((name, counters), (pool_bytes, pool_extensions)): (
+            (&str, sandpipe::Counters),
+            (u64, u64),
+        )| BusCounts {
             grain: name.to_owned(),
+            pool_bytes,
+            pool_extensions,
             counts: counters
                 .rows()
                 .map(|(name, _, count)| (name.to_owned(), count))
                 .into(),
         };
-        names.zip(local.counters()).map(counts).collect()
+        families.map(counts).collect()
     }
 
     /// A grain was found out: none of its lanes is read any more, init ends its processes, and the

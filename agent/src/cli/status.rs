@@ -84,6 +84,10 @@ fn counts(family: &BusCounts) -> String {
         .iter()
         .filter(|(name, count)| **count != 0 && !["published", "received"].contains(&&***name))
         .map(|(name, count)| format!("{count} {}", name.replace('_', " ")));
-    let all: Vec<_> = always.into_iter().chain(others).collect();
+    let grown = (family.pool_extensions != 0).then(|| {
+        let (mib, extensions) = (family.pool_bytes >> 20, family.pool_extensions);
+        format!("pool of {mib} MiB with {extensions} extensions")
+    });
+    let all: Vec<_> = always.into_iter().chain(others).chain(grown).collect();
     all.join(", ")
 }

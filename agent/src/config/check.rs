@@ -243,6 +243,7 @@ fn limits(raw: Option<&raw::Limits>, problems: &mut Problems<'_>) -> Limits {
         1..=64 << 20,
         base.max_payload_bytes,
     );
+    let growth_mb = read("pool_growth_mb", &raw.pool_growth_mb, 0..=1 << 16, 0);
     let in_flight = read("max_in_flight", &raw.max_in_flight, 1..=100_000, 1024);
     let deadline_ms = read("deadline_ms", &raw.deadline_ms, 1..=86_400_000, 60_000);
     let attempts = read("max_attempts", &raw.max_attempts, 1..=100, 3);
@@ -253,6 +254,7 @@ fn limits(raw: Option<&raw::Limits>, problems: &mut Problems<'_>) -> Limits {
         .map(|_| read("pids", &raw.pids, 16..=1_000_000, 16));
     Limits {
         max_payload_bytes: payload,
+        pool_growth_bytes: growth_mb << 20,
         max_in_flight: usize::try_from(in_flight).unwrap_or(usize::MAX),
         deadline: Duration::from_millis(deadline_ms),
         max_attempts: u16::try_from(attempts).unwrap_or(u16::MAX),

@@ -116,6 +116,8 @@ pub enum Backup {
 pub struct Limits {
     /// The largest request, output or answer, in bytes.
     pub max_payload_bytes: u64,
+    /// By how many bytes the payload pools of all its grains and of the agent may grow together.
+    pub pool_growth_bytes: u64,
     /// The most requests that are accepted and not yet answered; beyond it callers get 429.
     pub max_in_flight: usize,
     /// How long a synchronous caller waits before it gets 504.
@@ -136,6 +138,7 @@ impl Default for Limits {
     fn default() -> Limits {
         Limits {
             max_payload_bytes: 8 << 20,
+            pool_growth_bytes: 0,
             max_in_flight: 1024,
             deadline: Duration::from_secs(60),
             max_attempts: 3,

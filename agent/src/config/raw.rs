@@ -48,6 +48,7 @@ pub(super) struct Grain {
 #[serde(deny_unknown_fields)]
 pub(super) struct Limits {
     pub max_payload_bytes: Option<Spanned<i64>>,
+    pub pool_growth_mb: Option<Spanned<i64>>,
     pub max_in_flight: Option<Spanned<i64>>,
     pub deadline_ms: Option<Spanned<i64>>,
     pub max_attempts: Option<Spanned<i64>>,

@@ -72,6 +72,7 @@ chain = ["greet", "shout"]
 backup = "none"
 [limits]
 max_payload_bytes = 1000
+pool_growth_mb = 3
 max_in_flight = 7
 deadline_ms = 1500
 max_attempts = 5
@@ -108,6 +109,7 @@ next = "static"
     assert_eq!(spec.grains[1].memory_limit_bytes, Some(512 << 20));
     assert_eq!(spec.grains[1].time_limit, Duration::from_millis(10));
     assert_eq!(spec.limits.max_in_flight, 7);
+    assert_eq!(spec.limits.pool_growth_bytes, 3 << 20);
     assert_eq!(spec.limits.deadline, Duration::from_millis(1500));
     assert_eq!(spec.limits.pids_limit, Some(100));
     assert_eq!(spec.limits.memory_limit_bytes, Some(64 << 20));

@@ -92,6 +92,7 @@ impl Metrics {
         gauges(&mut registry, apps);
         counters(&mut registry, apps);
         bus_counters(&mut registry, apps);
+        pool_sizes(&mut registry, apps);
         let mut page = String::new();
         match text::encode(&mut page, &registry) {
             Ok(()) => page,
@@ -202,6 +203,30 @@ fn counters(registry: &mut Registry, apps: &[AppStatus]) {
             registry.register(name, help, ConstCounter::new(value));
         }
     }
+}
+
+/// How large the payload pools are, by grain; the agent's own as grain `(agent)`.
+fn pool_sizes(registry: &mut Registry, apps: &[AppStatus]) {
+    let bytes = Family::<OfGrain, Gauge>::default();
+    let extensions = Family::<OfGrain, Gauge>::default();
+    for status in apps {
+        for counts in &status.bus {
+            let labels = OfGrain {
+                app: status.app.clone(),
+                grain: counts.grain.clone(),
+            };
+            let set = |family: &Family<OfGrain, Gauge>, value: u64| {
+                let value = i64::try_from(value).unwrap_or(i64::MAX);
+                family.get_or_create_owned(&labels).set(value);
+            };
+            set(&bytes, counts.pool_bytes);
+            set(&extensions, counts.pool_extensions);
+        }
+    }
+    let help = "Bytes that the payload pool may use";
+    registry.register_with_unit("bus_pool", help, Unit::Bytes, bytes);
+    let help = "Extensions that the payload pool has now";
+    registry.register("bus_pool_extensions", help, extensions);
 }
 
 /// What the local buses count, by grain; the agent's own part as grain `(agent)`. They start anew

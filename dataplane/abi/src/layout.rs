@@ -8,7 +8,7 @@ use core::mem::{align_of, offset_of, size_of};
 pub const MAGIC: u64 = u64::from_le_bytes(*b"SANDPIPE");
 
 /// The layout's version; participants of different versions refuse each other at attach.
-pub const LAYOUT_VERSION: u32 = 4;
+pub const LAYOUT_VERSION: u32 = 5;
 
 /// Bytes of a cache line, the unit that moves between two cores.
 pub const LINE: usize = 64;
@@ -27,6 +27,9 @@ pub const ITEMS_MAX: usize = 16;
 
 /// Instance slots of one family at the most (a claim word holds 14 bits, one value is reserved).
 pub const SLOTS_MAX: usize = 1024;
+
+/// Extensions of one family's payload pool at the most.
+pub const EXTENSIONS_MAX: usize = 4;
 
 /// Payload bytes that travel inside a lane slot.
 pub const INLINE_MAX: usize = 64;
@@ -56,7 +59,14 @@ pub struct FamilyHeader {
     /// Odd: some in-flight entry may have no owner. A hint; each recovery that makes an orphan
     /// stores a larger odd number.
     pub orphans: u64,
-    _line1: [u64; 6],
+    /// How often the guardian has opened an extension of this family's pool.
+    pub grants: u64,
+    /// The pool's extensions: bit 0: chunks may be loaned from it; above bit 8: which file it is.
+    /// Written by the guardian.
+    pub extension: [u64; EXTENSIONS_MAX],
+    /// How often the guardian has answered the family's wish for an extension: opened one, or
+    /// dropped a wish that came to nothing.
+    pub answers: u64,
     /// What recovery mended in this family.
     pub recovered: RecoveryCounters,
     _rest: [u64; 488],
@@ -252,6 +262,9 @@ pub const fn layout_hash() -> u64 {
         LAYOUT_VERSION as usize,
         offset_of!(FamilyHeader, attach_epoch),
         offset_of!(FamilyHeader, orphans),
+        offset_of!(FamilyHeader, grants),
+        offset_of!(FamilyHeader, extension),
+        offset_of!(FamilyHeader, answers),
         offset_of!(FamilyHeader, recovered),
         size_of::<FamilyHeader>(),
         offset_of!(InstanceSlot, more_items),
@@ -273,6 +286,7 @@ pub const fn layout_hash() -> u64 {
         size_of::<HintBlock>(),
         FAMILIES_MAX,
         TARGETS_MAX,
+        EXTENSIONS_MAX,
         ITEMS_MAX,
     ];
     // FNV-1a, 64 bits: enough to tell two layouts apart, and const.
@@ -287,6 +301,8 @@ pub const fn layout_hash() -> u64 {
 
 const _: () = {
     assert!(size_of::<FamilyHeader>() == PAGE && offset_of!(FamilyHeader, attach_epoch) == 64);
+    assert!(offset_of!(FamilyHeader, grants) == 80 && offset_of!(FamilyHeader, extension) == 88);
+    assert!(offset_of!(FamilyHeader, answers) == 120);
     assert!(size_of::<RecoveryCounters>() == LINE && offset_of!(FamilyHeader, recovered) == 128);
     assert!(size_of::<CommitLine>() == LINE && align_of::<CommitLine>() == LINE);
     assert!(size_of::<Lease>() == LINE && offset_of!(Lease, node) == 32);

@@ -3,7 +3,7 @@
 
 use core::mem::offset_of;
 
-use sandpipe_abi::layout::{InFlightEntry, OWNER_ORPHAN};
+use sandpipe_abi::layout::{FamilyHeader, InFlightEntry, OWNER_ORPHAN};
 
 use super::{Claimer, Delivery};
 use crate::claim_word::{owner_word, split_owner};
@@ -116,6 +116,22 @@ impl<M: Memory> Claimer<M> {
         if core::mem::take(&mut self.adopted) {
             self.give_back_entries();
         }
+    }
+
+    /// Hands a message back that this process cannot read, since its mappings are older than its
+    /// family's worker's; the process must end then. Recovery of its slot has the message delivered
+    /// to one with newer mappings, and does not count this as an attempt.
+    #[cold]
+    pub fn hand_back(&mut self, delivery: &Delivery) {
+        let entry = self.entries[(delivery.ack.at & 0xff_ffff) as usize];
+        let newest = self.own.word(offset_of!(FamilyHeader, attach_epoch));
+        let newest = newest.load(Ordering::Relaxed);
+        self.own
+            .word(entry + offset_of!(InFlightEntry, epoch))
+            .store(newest, Ordering::Relaxed);
+        let (owner, attempt) = split_owner(self.owner(entry).load(Ordering::Relaxed));
+        let uncounted = owner_word(owner, attempt.saturating_sub(1));
+        self.owner(entry).store(uncounted, Ordering::Relaxed);
     }
 
     /// Keeps one entry without a message, as new, and frees the others.

@@ -3,6 +3,7 @@
 //! `RUSTFLAGS="--cfg loom" cargo test --release -p sandpipe --lib`
 
 mod blocked;
+mod growth;
 mod orderings;
 
 use core::time::Duration;
@@ -25,6 +26,15 @@ const S1: SlotIndex = SlotIndex(1);
 
 /// The agent publishes to one grain with `slots` instances.
 fn pair(slots: u16, chunks: Vec<ChunkClass>) -> (Bus<HeapMemory>, Bus<HeapMemory>) {
+    pair_of(slots, chunks, 0)
+}
+
+/// The same, with pools that may grow by so many bytes.
+fn pair_of(
+    slots: u16,
+    chunks: Vec<ChunkClass>,
+    growth_bytes: u64,
+) -> (Bus<HeapMemory>, Bus<HeapMemory>) {
     let agent = FamilySpec {
         slots: 1,
         targets: vec![Target {
@@ -38,8 +48,10 @@ fn pair(slots: u16, chunks: Vec<ChunkClass>) -> (Bus<HeapMemory>, Bus<HeapMemory
         targets: vec![],
         chunks: vec![],
     };
-    let topology = Topology::new(vec![agent, grain]).unwrap();
-    let segments = [AGENT, GRAIN].map(|family| HeapMemory::new(topology.layout(family).bytes));
+    let topology = Topology::new(vec![agent, grain])
+        .unwrap()
+        .with_growth(growth_bytes);
+    let segments = [AGENT, GRAIN].map(|family| HeapMemory::new(topology.layout(family).span()));
     let hints = HeapMemory::new(256);
     let view = |own: FamilyIndex, peer: FamilyIndex| {
         let memory = segments[own.index()].clone();

@@ -140,3 +140,35 @@ fn the_first_bytes_of_a_payload_need_no_look_at_its_chunk() {
     );
     assert_eq!(seen(HEAD_MAX), (vec![0xff; HEAD_MAX], vec![0xff; 100]));
 }
+
+#[test]
+fn every_chunk_of_every_extension_has_its_own_place_and_only_within_the_limit() {
+    let plain = topology().layout(FIRST);
+    assert_eq!((plain.extensions, plain.span()), (0, plain.bytes));
+    assert_eq!(plain.extended_data(plain.chunk_count()), None);
+    let pool = (plain.bytes - plain.control_bytes) as u64;
+    for (growth, extensions) in [(pool - 1, 0), (pool, 1), (3 * pool - 1, 2), (99 * pool, 4)] {
+        let topology = topology().with_growth(growth);
+        assert_eq!(Topology::decode(&topology.encode()), Ok(topology.clone()));
+        let layout = topology.layout(FIRST);
+        assert_eq!(layout.extensions, extensions);
+        assert_eq!(layout.chunks.len(), plain.chunks.len());
+        let mut end = layout.bytes;
+        let of_segment = plain.chunk_count();
+        for chunk in of_segment..of_segment * (1 + extensions as u32) {
+            let (extension, at, bytes) = layout.extended_data(chunk).unwrap();
+            assert_eq!(extension as u32, chunk / of_segment - 1);
+            assert_eq!(bytes, layout.chunk_data(chunk % of_segment).unwrap().1);
+            assert_eq!(layout.chunk_data(chunk), None);
+            assert!(
+                at >= end && at + bytes as usize <= layout.span(),
+                "chunk {chunk}"
+            );
+            end = at + bytes as usize;
+            assert!(layout.descriptor_at(chunk) + 192 <= layout.control_bytes);
+        }
+        let none = of_segment * (1 + extensions as u32);
+        assert_eq!(layout.extended_data(none), None);
+        assert_eq!(layout.extended_data(u32::MAX), None);
+    }
+}

@@ -107,9 +107,17 @@ impl House {
         House::with_watchdog(Duration::from_secs(100))
     }
 
+    pub fn with_growth(bytes: u64) -> House {
+        House::of(topology().with_growth(bytes), Duration::from_secs(100))
+    }
+
     pub fn with_watchdog(limit: Duration) -> House {
+        House::of(topology(), limit)
+    }
+
+    fn of(topology: Topology, limit: Duration) -> House {
         let watchdog = Watchdog::new(limit);
-        let mut sandbox = Sandbox::new(topology());
+        let mut sandbox = Sandbox::new(topology);
         let mut members = [AGENT, HOSTILE, INNOCENT, CONSUMER].map(|family| sandbox.join(family));
         for (participant, bus) in &mut members {
             participant.update(bus).unwrap();

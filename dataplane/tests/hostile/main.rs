@@ -14,6 +14,7 @@ mod chunks;
 mod consumers;
 mod corruption;
 mod exhaustion;
+mod growth;
 mod handshake;
 mod house;
 mod lanes;

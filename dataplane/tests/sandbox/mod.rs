@@ -33,12 +33,15 @@ impl Watchdog {
 pub struct Sandbox {
     pub guardian: Guardian,
     sockets: Vec<Option<OwnedFd>>,
+    /// Messages about peers that a family has not answered.
+    owed: Vec<u32>,
 }
 
 impl Sandbox {
     pub fn new(topology: Topology) -> Sandbox {
-        let sockets = topology.families().iter().map(|_| None).collect();
+        let sockets: Vec<_> = topology.families().iter().map(|_| None).collect();
         Sandbox {
+            owed: vec![0; sockets.len()],
             guardian: Guardian::new(topology).unwrap(),
             sockets,
         }
@@ -72,6 +75,7 @@ impl Sandbox {
         )
         .unwrap();
         self.sockets[family.index()] = Some(ours);
+        self.owed[family.index()] = 0;
         theirs
     }
 
@@ -144,6 +148,19 @@ impl Sandbox {
                 }
             }
         }
+        self.look_after_pools();
+    }
+
+    fn look_after_pools(&mut self) {
+        self.guardian.look_after_pools(Instant::now());
+        for family in self.guardian.renewals().collect::<Vec<_>>() {
+            let (bytes, fds) = self.guardian.renewal(family);
+            if let Some(socket) = &self.sockets[family.index()]
+                && socket::send(socket, &bytes, &fds).is_ok()
+            {
+                self.guardian.renewal_sent(family);
+            }
+        }
     }
 
     fn react(&mut self, family: FamilyIndex, bytes: &[u8]) {
@@ -152,14 +169,26 @@ impl Sandbox {
             Reaction::Reply(bytes, fds) => _ = socket::send(own, &bytes, &fds),
             Reaction::Refuse(bytes) => _ = socket::send(own, &bytes, &[]),
             Reaction::Sealed => self.introduce(family),
+            Reaction::Attached => self.answered(family),
             _ => {}
         }
     }
 
-    fn introduce(&self, family: FamilyIndex) {
-        let send = |to: FamilyIndex, (bytes, fds): (Vec<u8>, Vec<_>)| {
+    /// A participant maps what it was sent.
+    fn answered(&mut self, family: FamilyIndex) {
+        let owed = &mut self.owed[family.index()];
+        *owed = owed.saturating_sub(1);
+        if *owed == 0 {
+            self.guardian.settled(family);
+        }
+    }
+
+    fn introduce(&mut self, family: FamilyIndex) {
+        let owed = &mut self.owed;
+        let mut send = |to: FamilyIndex, (bytes, fds): (Vec<u8>, Vec<_>)| {
             if let Some(socket) = &self.sockets[to.index()] {
-                let _ = socket::send(socket.as_fd(), &bytes, &fds);
+                let sent = socket::send(socket.as_fd(), &bytes, &fds).is_ok();
+                owed[to.index()] += u32::from(sent);
             }
         };
         send(family, self.guardian.peers_message(family));

@@ -6,7 +6,6 @@ mod processes;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -20,7 +19,7 @@ use sandpipe::{
 };
 use sandpipe_grain::{Backup, Mode, NextGrain, Route, WorkerConfig};
 
-use handshake::{admit, join, serve};
+use handshake::{Line, admit, join, serve};
 pub use processes::{Sleepers, is_alive, pid_of};
 use processes::{children, wait_until_gone, wait_until_stopped};
 
@@ -48,7 +47,7 @@ struct Worker {
 
 pub struct Sandbox {
     guardian: Guardian,
-    sockets: Vec<Option<OwnedFd>>,
+    lines: Vec<Option<Line>>,
     workers: Vec<Worker>,
     participant: Participant,
     bus: Bus<Mapping>,
@@ -140,17 +139,33 @@ impl Sandbox {
         Sandbox::start_with(configs, &[], None)
     }
 
+    /// The same, with pools that may grow by so many bytes, and shrink after `idle`.
+    pub fn start_growing(configs: Vec<WorkerConfig>, growth_bytes: u64, idle: Duration) -> Sandbox {
+        let topology = topology(&configs).with_growth(growth_bytes);
+        let mut guardian = Guardian::new(topology).unwrap();
+        guardian.retire_after(idle);
+        Sandbox::of(guardian, configs, &[], None)
+    }
+
     pub fn start_with(
         configs: Vec<WorkerConfig>,
         arguments: &[&str],
         waiter: Option<WaiterKind>,
     ) -> Sandbox {
+        let guardian = Guardian::new(topology(&configs)).unwrap();
+        Sandbox::of(guardian, configs, arguments, waiter)
+    }
+
+    fn of(
+        mut guardian: Guardian,
+        configs: Vec<WorkerConfig>,
+        arguments: &[&str],
+        waiter: Option<WaiterKind>,
+    ) -> Sandbox {
         rustix::process::set_child_subreaper(Some(rustix::process::getpid())).unwrap();
-        let topology = topology(&configs);
-        let mut guardian = Guardian::new(topology).unwrap();
-        let mut sockets: Vec<Option<OwnedFd>> = Vec::new();
-        sockets.resize_with(configs.len() + 1, || None);
-        let (participant, bus) = join(&mut guardian, &mut sockets);
+        let mut lines: Vec<Option<Line>> = Vec::new();
+        lines.resize_with(configs.len() + 1, || None);
+        let (participant, bus) = join(&mut guardian, &mut lines);
         let arguments: Vec<_> = arguments.iter().map(ToString::to_string).collect();
         let workers = configs.into_iter().map(|config| Worker {
             config,
@@ -161,7 +176,7 @@ impl Sandbox {
         });
         let mut sandbox = Sandbox {
             guardian,
-            sockets,
+            lines,
             workers: workers.collect(),
             participant,
             receiver: bus.receiver(),
@@ -181,7 +196,7 @@ impl Sandbox {
     /// Starts a worker over a new segment of its family, and waits until the agent has mapped it.
     pub fn start_worker(&mut self, index: usize) {
         let family = self.workers[index].config.family();
-        let theirs = admit(&mut self.guardian, &mut self.sockets, family);
+        let theirs = admit(&mut self.guardian, &mut self.lines, family);
         let worker = &mut self.workers[index];
         let log = worker.log.reopen().unwrap();
         // The shell moves the socket to descriptor 3.
@@ -225,7 +240,7 @@ impl Sandbox {
 
     /// Answers the workers' handshakes and maps what is new; counts what the agent mapped.
     fn pump_control(&mut self) {
-        serve(&mut self.guardian, &mut self.sockets);
+        serve(&mut self.guardian, &mut self.lines);
         if self.participant.update(&mut self.bus).unwrap() {
             self.updates += 1;
             self.receiver.rebind(&self.bus);
@@ -280,6 +295,7 @@ impl Sandbox {
             instance.stage(queue, header, Payload::Inline(data), stamps)
         } else {
             let Ok(loan) = instance.loan(data.len()) else {
+                self.participant.ask_to_grow(&self.bus).unwrap();
                 return false;
             };
             instance.write(&loan, 0, data);
@@ -296,6 +312,37 @@ impl Sandbox {
             Err(error) => panic!("{error}"),
         }
         true
+    }
+
+    /// Publishes a request and reads no answers meanwhile.
+    pub fn send_unread(&mut self, id: u128, text: &str) {
+        let id = MessageId(id);
+        let header = MessageHeader::event(id, id, MessageId::NONE, FamilyIndex(1));
+        self.until_unread("there is room for a request", |sandbox| {
+            sandbox.try_send(FamilyIndex(1), &header, text.as_bytes())
+        });
+    }
+
+    /// Does what the guardian and the agent do, but reading, until `done`.
+    pub fn until_unread(&mut self, what: &str, mut done: impl FnMut(&mut Sandbox) -> bool) {
+        let end = Instant::now() + PATIENCE;
+        while !done(self) {
+            self.pump_control();
+            if Instant::now() > end {
+                self.report();
+                panic!("waited {PATIENCE:?} until {what}");
+            }
+            std::thread::sleep(Duration::from_micros(100));
+        }
+    }
+
+    pub fn counters_of(&self, family: u16) -> sandpipe::Counters {
+        self.bus.counters(FamilyIndex(family))
+    }
+
+    /// Whether every pool is as large as it was made, and its files are new everywhere.
+    pub fn is_small(&self) -> bool {
+        self.guardian.is_whole()
     }
 
     /// Waits until `count` requests are answered.
@@ -359,7 +406,7 @@ impl Sandbox {
         for instance in instances {
             wait_until_gone(instance);
         }
-        self.sockets[family.index()] = None;
+        self.lines[family.index()] = None;
         self.guardian.repair_family(family);
         self.start_worker(index);
     }

@@ -75,6 +75,7 @@ impl Participant {
                     Err(_) => Progress::Gone,
                 }
             }
+            Ok(Reaction::Done) => Progress::Nothing,
             Ok(Reaction::Refuse(bytes)) => {
                 let _ = wire::send(self.socket.as_fd(), &bytes, &[]);
                 Progress::Gone
@@ -86,6 +87,9 @@ impl Participant {
             }
             Ok(Reaction::Attached) if self.owed > 0 => {
                 self.owed -= 1;
+                if self.owed == 0 && !self.behind {
+                    guardian.settled(self.family);
+                }
                 Progress::Attached
             }
             Ok(Reaction::Attached | Reaction::Unknown) | Err(_) => Progress::Gone,
@@ -108,6 +112,15 @@ impl Participant {
         let (bytes, fds) = guardian.peers_message(self.family);
         self.behind = wire::send(self.socket.as_fd(), &bytes, &fds).is_err();
         self.owed += u32::from(!self.behind);
+    }
+
+    /// Sends the files that take the places of its pool's extensions; if they do not fit into its
+    /// socket, they are sent another time.
+    pub(super) fn send_renewal(&self, guardian: &mut Guardian) {
+        let (bytes, fds) = guardian.renewal(self.family);
+        if wire::send(self.socket.as_fd(), &bytes, &fds).is_ok() {
+            guardian.renewal_sent(self.family);
+        }
     }
 
     /// Whether [`Participant::tell_all`] is due.

@@ -218,10 +218,26 @@ impl Supervisor {
         for participant in lines.chain(&mut self.agent).filter(|p| p.is_behind()) {
             participant.tell_all(&self.guardian);
         }
+        self.look_after_pools(now);
         if !self.connections.is_owned() && self.is_unreachable() {
             self.begin_shutdown(Duration::ZERO);
         }
         self.go_on_ending();
+    }
+
+    /// Takes back what the pools have grown by and nobody needs.
+    fn look_after_pools(&mut self, now: Instant) {
+        self.guardian.look_after_pools(now);
+        let due: Vec<_> = self.guardian.renewals().collect();
+        for family in due {
+            let line = match family.index().checked_sub(1) {
+                None => &self.agent,
+                Some(index) => &self.workers[index].line,
+            };
+            if let Some(line) = line {
+                line.send_renewal(&mut self.guardian);
+            }
+        }
     }
 
     /// Whether its directory was removed, so that no agent will ever find it again.
@@ -269,6 +285,7 @@ impl Supervisor {
             .chain(ending)
             .chain(unowned)
             .chain(self.listener.paused_until())
+            .chain(self.guardian.next_look())
             .min();
         next.map_or(IDLE, |next| next.saturating_duration_since(now))
     }

@@ -63,9 +63,10 @@ fn a_recoverer_killed_at_any_instruction_is_recovered_to_the_same_facts() {
         // Denser towards the end, where the commit is.
         for victim in 1..=VICTIMS {
             let at = all - all * (VICTIMS - victim) * (VICTIMS - victim) / (VICTIMS * VICTIMS);
-            let fact = judge(&mut remains(mode, at), BEFORE, mode, at);
-            total += recover_family(&remains(mode, at).view(GRAIN));
+            // All of one death: another process may allocate in a few instructions more or less.
             let mut world = remains(mode, at);
+            let fact = judge(&mut world.copy(), BEFORE, mode, at);
+            total += recover_family(&world.copy().view(GRAIN));
             let pid = stopped_recoverer(&mut world);
             let mut watch = Watch::new(&world);
             let mut steps = 0;

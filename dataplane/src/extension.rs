@@ -18,7 +18,7 @@ use crate::family_layout::{ChunkRange, FamilyLayout};
 use crate::memory::Memory;
 use crate::payload::PayloadError;
 use crate::sync::{AtomicU64, Ordering, full_fence};
-use crate::topology::{ChunkClass, FamilyIndex};
+use crate::topology::{ChunkClass, FamilyIndex, Topology};
 
 /// The word of one extension in its family's header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,7 +70,36 @@ pub(crate) fn extension_count(growth_bytes: u64, extension_bytes: usize) -> usiz
     fit.map_or(0, |fit| fit.min(EXTENSIONS_MAX as u64) as usize)
 }
 
+impl Topology {
+    /// The same, whose pools may grow: by at most `growth_bytes` in all families together, one
+    /// extension as large as the family's pool at a time, at most [`EXTENSIONS_MAX`] a family.
+    ///
+    /// [`EXTENSIONS_MAX`]: sandpipe_abi::layout::EXTENSIONS_MAX
+    #[must_use]
+    pub fn with_growth(mut self, growth_bytes: u64) -> Topology {
+        self.growth_bytes = growth_bytes;
+        self
+    }
+
+    /// By how many bytes all pools together may grow; 0: not at all.
+    #[must_use]
+    pub fn growth_bytes(&self) -> u64 {
+        self.growth_bytes
+    }
+}
+
 impl FamilyLayout {
+    /// Chunks of all classes, those of the extensions included.
+    #[must_use]
+    pub fn chunk_count(&self) -> u32 {
+        self.segment_chunks() * (1 + self.extensions as u32)
+    }
+
+    /// Chunks of all classes in the segment, and in each extension.
+    pub(crate) fn segment_chunks(&self) -> u32 {
+        self.chunks.iter().map(|range| range.count).sum()
+    }
+
     /// Bytes of the segment and all its extensions, as they are mapped one behind the other.
     #[must_use]
     pub fn span(&self) -> usize {
@@ -191,7 +220,8 @@ impl<M: Memory> Bus<M> {
         ((1 + open) * layout.extension_bytes as u64, open)
     }
 
-    /// Where a payload lies that the publisher's segment does not hold: in an extension, or nowhere.
+    /// Where a payload lies that the publisher's segment does not hold: in an extension, or
+    /// nowhere.
     #[cold]
     pub(crate) fn locate_extended<'a>(
         &self,

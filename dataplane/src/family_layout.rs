@@ -175,17 +175,6 @@ impl FamilyLayout {
             (index < range.count).then_some((at, range.bytes))
         })
     }
-
-    /// Chunks of all classes, those of the extensions included.
-    #[must_use]
-    pub fn chunk_count(&self) -> u32 {
-        self.segment_chunks() * (1 + self.extensions as u32)
-    }
-
-    /// Chunks of all classes in the segment, and in each extension.
-    pub(crate) fn segment_chunks(&self) -> u32 {
-        self.chunks.iter().map(|range| range.count).sum()
-    }
 }
 
 /// Bytes up to the end of the in-flight table, page-aligned: where the outgoing lanes begin.

@@ -260,8 +260,8 @@ impl Guardian {
         Reaction::Reply(own.encode(), files.chain(made.extensions.fds()).collect())
     }
 
-    /// The first `Peers` message of a participant: every sealed segment but its own, and the files of
-    /// its pool's extensions behind each.
+    /// The first `Peers` message of a participant: every sealed segment but its own, and the files
+    /// of its pool's extensions behind each.
     #[must_use]
     pub fn peers_message(&self, family: FamilyIndex) -> (Vec<u8>, Vec<BorrowedFd<'_>>) {
         self.message_about(|index| index != family.index())

@@ -59,7 +59,7 @@ pub struct FamilySpec {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Topology {
     families: Vec<FamilySpec>,
-    growth_bytes: u64,
+    pub(crate) growth_bytes: u64,
 }
 
 /// Why a topology is refused.
@@ -102,24 +102,6 @@ impl Topology {
             families,
             growth_bytes: 0,
         })
-    }
-
-    /// The same, whose pools may grow: by at most `growth_bytes` in all families together, one
-    /// extension as large as the family's pool at a time, at most [`EXTENSIONS_MAX`] a family.
-    ///
-    /// [`EXTENSIONS_MAX`]: sandpipe_abi::layout::EXTENSIONS_MAX
-    #[must_use]
-    pub fn with_growth(self, growth_bytes: u64) -> Topology {
-        Topology {
-            growth_bytes,
-            ..self
-        }
-    }
-
-    /// By how many bytes all pools together may grow; 0: not at all.
-    #[must_use]
-    pub fn growth_bytes(&self) -> u64 {
-        self.growth_bytes
     }
 
     /// The families, the agent first.

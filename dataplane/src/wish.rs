@@ -34,7 +34,8 @@ impl Participant {
     /// Asks the guardian for an extension of the family's pool if a loan was refused since the last
     /// one was given, and the topology lets pools grow. Never twice for one: until the guardian has
     /// opened it, or given the wish up because nobody needed it any more, there is nothing to do. A
-    /// load a slot, seldom a system call; does not block. If the caller dies inside, its successor asks.
+    /// load a slot, seldom a system call; does not block. If the caller dies inside, its successor
+    /// asks.
     ///
     /// # Errors
     /// [`AttachError::Closed`] if the guardian is gone.

@@ -269,6 +269,15 @@ fn kills_while_pools_grow_and_shrink_leave_nothing_behind() {
             assert!(until.elapsed() < PATIENCE, "answers are missing");
         }
     }
+    nothing_is_left(&mut sandbox, &mut agent, &killer);
+    assert!(
+        open_files() <= before,
+        "{} files, {before} before",
+        open_files()
+    );
+}
+
+fn nothing_is_left(sandbox: &mut Sandbox, agent: &mut Agent, killer: &Killer) {
     let grown = [AGENT, GRAIN].map(|family| agent.bus.counters(family).grown);
     println!(
         "{} messages, {} kills, grown {grown:?}",
@@ -280,7 +289,7 @@ fn kills_while_pools_grow_and_shrink_leave_nothing_behind() {
     );
     let until = Instant::now() + PATIENCE;
     while !sandbox.guardian.is_whole() {
-        agent.serve(&mut sandbox);
+        agent.serve(sandbox);
         assert!(Instant::now() < until, "an extension stays open");
     }
     sandbox.kill_family(GRAIN, killer.group);
@@ -288,9 +297,4 @@ fn kills_while_pools_grow_and_shrink_leave_nothing_behind() {
         let audit = sandbox.guardian.view(family).unwrap().audit(family);
         assert_eq!(audit, sandpipe::Audit::default(), "{family:?}");
     }
-    assert!(
-        open_files() <= before,
-        "{} files, {before} before",
-        open_files()
-    );
 }

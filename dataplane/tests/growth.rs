@@ -7,7 +7,7 @@ mod sandbox;
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use sandbox::{Sandbox, exit, watchdog};
+use sandbox::{Sandbox, Watchdog, exit};
 use sandpipe::attach::AttachMessage;
 use sandpipe::recover::recover_slot;
 use sandpipe::{
@@ -185,7 +185,7 @@ fn users(pid: u32, inodes: &BTreeSet<u64>) -> Vec<String> {
 
 #[test]
 fn a_burst_of_three_pools_passes_and_its_memory_comes_back() {
-    watchdog(Duration::from_secs(120));
+    let _watchdog = Watchdog::new(Duration::from_secs(120));
     let mut sandbox = sandbox();
     // First: a child made later would have what this process has as the agent.
     let grain = sandbox.spawn(GRAIN, read_all);
@@ -237,7 +237,7 @@ fn a_burst_of_three_pools_passes_and_its_memory_comes_back() {
 
 #[test]
 fn a_process_with_older_files_hands_the_message_back_and_a_newer_one_reads_it() {
-    watchdog(Duration::from_secs(120));
+    let _watchdog = Watchdog::new(Duration::from_secs(120));
     let mut sandbox = sandbox();
     let mut agent = Agent::join(&mut sandbox);
     let (mut participant, mut bus) = sandbox.join(GRAIN);
@@ -310,7 +310,7 @@ fn wait_for(pid: i32) -> Option<i32> {
 
 #[test]
 fn a_process_with_older_files_does_not_loan_from_newer_ones() {
-    watchdog(Duration::from_secs(120));
+    let _watchdog = Watchdog::new(Duration::from_secs(120));
     let mut sandbox = sandbox();
     let mut agent = Agent::join(&mut sandbox);
     // What an instance has that was forked before the extensions were renewed.

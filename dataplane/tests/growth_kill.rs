@@ -8,7 +8,7 @@ use core::mem::offset_of;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use sandbox::{Random, Sandbox, exit, watchdog};
+use sandbox::{Random, Sandbox, Watchdog, exit};
 use sandpipe::layout::{InstanceSlot, SlotState};
 use sandpipe::recover::recover_slot;
 use sandpipe::{
@@ -213,7 +213,7 @@ fn open_files() -> usize {
 
 #[test]
 fn kills_while_pools_grow_and_shrink_leave_nothing_behind() {
-    watchdog(Duration::from_secs(300));
+    let _watchdog = Watchdog::new(Duration::from_secs(300));
     sandbox::become_subreaper();
     let mut sandbox = Sandbox::new(topology());
     sandbox.guardian.retire_after(IDLE);

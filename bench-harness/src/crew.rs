@@ -223,7 +223,7 @@ fn serve(
                 }
             }
             Reaction::Attached => return Ok(()),
-            Reaction::Unknown => {
+            Reaction::Done | Reaction::Unknown => {
                 let detail = "sent no handshake message";
                 return Err(BenchError::peer("a bus process", detail));
             }

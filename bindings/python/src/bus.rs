@@ -104,7 +104,7 @@ fn serve(guardian: &mut Guardian, family: FamilyIndex, line: &OwnedFd) -> io::Re
                 socket::send(line, &bytes, &fds)?;
             }
             Reaction::Attached => return Ok(()),
-            Reaction::Refuse(_) | Reaction::Unknown => {
+            Reaction::Refuse(_) | Reaction::Done | Reaction::Unknown => {
                 return Err(io::Error::other("the handshake within one process failed"));
             }
         }

@@ -175,7 +175,7 @@ impl Sandbox {
                     send(other.index(), &bytes, &fds);
                 }
             }
-            Reaction::Attached | Reaction::Unknown => {}
+            Reaction::Attached | Reaction::Done | Reaction::Unknown => {}
         }
     }
 }

@@ -381,7 +381,7 @@ impl Sandbox {
 
     /// Closes the guardian's end of a worker's line.
     pub fn hang_up(&mut self, index: usize) {
-        self.sockets[self.workers[index].config.family().index()] = None;
+        self.lines[self.workers[index].config.family().index()] = None;
     }
 
     pub fn worker_pid(&self, index: usize) -> i32 {

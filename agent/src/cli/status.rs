@@ -91,3 +91,21 @@ fn counts(family: &BusCounts) -> String {
     let all: Vec<_> = always.into_iter().chain(others).chain(grown).collect();
     all.join(", ")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pool_that_has_grown_is_told_and_another_is_not() {
+        let family = |pool_extensions: u64| BusCounts {
+            grain: "g".into(),
+            counts: [("published".to_owned(), 3)].into(),
+            pool_bytes: (1 + pool_extensions) << 20,
+            pool_extensions,
+        };
+        assert_eq!(counts(&family(0)), "3 published, 0 received");
+        let grown = "3 published, 0 received, pool of 3 MiB with 2 extensions";
+        assert_eq!(counts(&family(2)), grown);
+    }
+}

@@ -97,6 +97,18 @@ fn the_metrics_show_what_the_bus_counts_for_the_agent_and_each_grain() {
 }
 
 #[test]
+fn metrics_tell_how_large_each_pool_is_and_by_how_much_it_has_grown() {
+    let served = Served::chain();
+    let sizes = ["(agent)", "g0", "g1"].map(|grain| {
+        let labels = format!("{{app=\"app\",grain=\"{grain}\"}}");
+        let value = |name: &str| served.metric(&format!("sandpipe_{name}{labels}"));
+        (value("bus_pool_bytes"), value("bus_pool_extensions"))
+    });
+    let mib = f64::from(1 << 20);
+    assert_eq!(sizes, [(mib, 0.0), (2.0 * mib, 1.0), (3.0 * mib, 2.0)]);
+}
+
+#[test]
 fn a_post_is_answered_with_the_last_grains_output() {
     let served = Served::chain();
     let response = served.post(&[], b"x");

@@ -207,6 +207,13 @@ impl Killer {
     }
 }
 
+/// A test that fails leaves no instance behind, which would keep its output open.
+impl Drop for Killer {
+    fn drop(&mut self) {
+        sandbox::kill_group(self.group);
+    }
+}
+
 fn open_files() -> usize {
     std::fs::read_dir("/proc/self/fd").unwrap().count()
 }

@@ -79,6 +79,7 @@ pub fn spin_until(what: &str, mut done: impl FnMut() -> bool) -> Result<(), Benc
     let mut start = None;
     while !done() {
         looks = looks.wrapping_add(1);
+        std::hint::spin_loop();
         if looks & 0xffff == 0 {
             let start = start.get_or_insert_with(Instant::now);
             if start.elapsed() > PEER_SILENCE_MAX {

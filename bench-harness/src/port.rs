@@ -85,7 +85,6 @@ enum Ear {
 /// A received message that is not acknowledged yet.
 #[derive(Debug)]
 struct Held {
-    ack: Ack,
     place: Option<Place>,
 }
 
@@ -203,8 +202,10 @@ impl Port {
     #[inline]
     pub fn commit(&mut self) {
         let held = self.held.take();
-        let ack = held.as_ref().map_or(Ack::NOTHING, |held| held.ack);
-        self.instance.commit(ack);
+        match held {
+            Some(_) => self.instance.commit(self.delivery.ack),
+            None => self.instance.commit(Ack::NOTHING),
+        }
         self.staged = 0;
         match (&mut self.ear, held) {
             (
@@ -231,8 +232,7 @@ impl Port {
         let Some(place) = place else {
             return false;
         };
-        let ack = self.delivery.ack;
-        self.held = Some(Held { ack, place });
+        self.held = Some(Held { place });
         true
     }
 

@@ -82,15 +82,21 @@ struct Item {
     rings: bool,
 }
 
+/// What leads to one queue.
+#[derive(Debug)]
+struct Outlet<M> {
+    queue: FamilyIndex,
+    lane: LaneWriter<M>,
+    bell: Bell<M>,
+}
+
 /// One instance slot, held by one process. Not shared between threads.
 #[derive(Debug)]
 pub struct Instance<M> {
     own: M,
     slot: SlotIndex,
     slot_at: usize,
-    targets: Vec<FamilyIndex>,
-    lanes: Vec<LaneWriter<M>>,
-    bells: Vec<Bell<M>>,
+    outlets: Vec<Outlet<M>>,
     holders: Vec<Holder<M>>,
     pool: Pool<M>,
     sequence: u64,
@@ -108,19 +114,19 @@ impl<M: Memory> Instance<M> {
         let sequence = own
             .word(slot_at + offset_of!(InstanceSlot, commit))
             .load(Ordering::Relaxed);
-        let lanes = (0..spec.targets.len())
-            .map(|target| bus.lane_writer(slot, target))
-            .collect();
+        let outlets = spec
+            .targets
+            .iter()
+            .enumerate()
+            .map(|(index, target)| Outlet {
+                queue: target.queue,
+                lane: bus.lane_writer(slot, index),
+                bell: bus.bell(target.queue),
+            });
         Instance {
             slot,
             slot_at,
-            targets: spec.targets.iter().map(|target| target.queue).collect(),
-            lanes,
-            bells: spec
-                .targets
-                .iter()
-                .map(|target| bus.bell(target.queue))
-                .collect(),
+            outlets: outlets.collect(),
             holders: bus.holders(),
             pool: Pool::new(own.clone(), bus.layouts(), bus.family(), slot),
             own,
@@ -206,19 +212,22 @@ impl<M: Memory> Instance<M> {
         payload: Payload<'_>,
         trace: TraceStamps,
     ) -> Result<(), StageError> {
-        let target = self.targets.iter().position(|&target| target == queue);
+        let target = self.outlets.iter().position(|outlet| outlet.queue == queue);
         let target = target.ok_or(StageError::NoLane(queue.0))?;
         if self.items.len() == ITEMS_MAX {
             return Err(StageError::TooManyItems);
         }
-        let has_room = self.lanes[target].has_room();
-        if !has_room.map_err(|violation| StageError::Lied(queue.0, violation))? {
-            // Whoever sleeps over a full lane must hear of it.
-            self.bells[target].ring_if_parked();
-            self.tally.add(Count::Full, 1);
-            return Err(StageError::Full(queue.0));
+        let Outlet { lane, bell, .. } = &mut self.outlets[target];
+        match lane.has_room() {
+            Ok(true) => {}
+            Ok(false) => {
+                // Whoever sleeps over a full lane must hear of it.
+                bell.ring_if_parked();
+                self.tally.add(Count::Full, 1);
+                return Err(StageError::Full(queue.0));
+            }
+            Err(violation) => return Err(StageError::Lied(queue.0, violation)),
         }
-        let lane = &mut self.lanes[target];
         let (len, position) = match payload {
             Payload::Inline(bytes) if bytes.len() > INLINE_MAX => {
                 return Err(StageError::NotInline(bytes.len()));
@@ -266,7 +275,8 @@ impl<M: Memory> Instance<M> {
         for chunk in self.staged_chunks.drain(..) {
             self.pool.forget_holders(chunk);
         }
-        self.lanes.iter_mut().for_each(LaneWriter::discard_staged);
+        let lanes = self.outlets.iter_mut().map(|outlet| &mut outlet.lane);
+        lanes.for_each(LaneWriter::discard_staged);
     }
 
     /// Makes everything staged and the acknowledgement of `ack` one fact, then carries it out.
@@ -275,7 +285,16 @@ impl<M: Memory> Instance<M> {
     /// parked. The agent is woken for answers and failures, not for backup copies of events. If the
     /// caller dies before the commit word, nothing happened and its input is delivered again; if
     /// it dies after, recovery of its slot carries out the rest.
+    #[inline(always)]
     pub fn commit(&mut self, ack: Ack) {
+        self.commit_words(ack.at, ack.key, ack.word_at);
+    }
+
+    /// Word by word: whoever hands an `Ack` on has just written it so, and a wider copy would wait
+    /// for those stores.
+    #[inline(never)]
+    fn commit_words(&mut self, at: u64, key: u64, word_at: usize) {
+        let ack = Ack { at, key, word_at };
         self.sequence += 1;
         kill_point();
         self.write_intent(ack);
@@ -288,11 +307,7 @@ impl<M: Memory> Instance<M> {
             self.publish_chunks();
         }
         for &Item { target, .. } in &self.items {
-            self.lanes[target].stamp_next();
-            kill_point();
-        }
-        for &Item { target, .. } in &self.items {
-            self.lanes[target].store_tail();
+            self.outlets[target].lane.publish_next();
         }
         kill_point();
         self.acknowledge(ack);
@@ -301,7 +316,7 @@ impl<M: Memory> Instance<M> {
         full_fence();
         // The next grain first, the agent after it: each wake costs this process microseconds.
         for item in self.items.iter().rev().filter(|item| item.rings) {
-            self.bells[item.target].ring_if_parked();
+            self.outlets[item.target].bell.ring_if_parked();
         }
         // Last: nobody waits for it.
         self.tally.add(Count::Bytes, self.staged_bytes);

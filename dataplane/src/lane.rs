@@ -10,7 +10,7 @@ use sandpipe_abi::layout::{LaneHead, LaneSlot};
 use crate::memory::Memory;
 use crate::message::{Message, MessageWords, SharedWords, read_words};
 use crate::refusal::Violation;
-use crate::sync::Ordering;
+use crate::sync::{Ordering, kill_point};
 
 /// Where a lane's parts are.
 #[derive(Clone, Debug)]
@@ -92,22 +92,20 @@ impl<M: Memory> LaneWriter<M> {
         position
     }
 
-    /// Makes the oldest staged message visible.
+    /// Makes the oldest staged message visible and records the position for the next holder of the
+    /// slot.
     #[inline]
-    pub(crate) fn stamp_next(&mut self) {
+    pub(crate) fn publish_next(&mut self) {
         debug_assert!(self.pos < self.next);
         let at = slot_at(self.slots_at, self.mask, self.pos);
-        // SYNC(stamp): Release pairs with the reader's Acquire: it sees the whole message.
-        self.own.word(at).store(self.pos + 1, Ordering::Release);
         self.pos += 1;
-    }
-
-    /// Records the position for the next holder of the slot.
-    #[inline]
-    pub(crate) fn store_tail(&self) {
+        // SYNC(stamp): Release pairs with the reader's Acquire: it sees the whole message.
+        self.own.word(at).store(self.pos, Ordering::Release);
+        kill_point();
         self.own
             .word(self.tail_at)
             .store(self.pos, Ordering::Relaxed);
+        kill_point();
     }
 
     /// Forgets what was staged and not stamped.

@@ -132,47 +132,68 @@ impl<M: Memory> Receiver<M> {
     /// delivery's contents are of no use.
     #[inline(always)]
     pub fn receive_into(&mut self, delivery: &mut Delivery) -> Option<Place> {
-        let index = loop {
-            match self.next_visible() {
-                None => {
-                    self.next_lane = 0;
-                    self.publish_heads();
-                    return None;
-                }
-                Some((index, Ok(()))) => break index,
-                Some((index, Err(violation))) => self.found_out(index, violation),
+        match self.take_next(delivery) {
+            Ok(None) => {
+                self.next_lane = 0;
+                self.publish_heads();
+                None
             }
-        };
-        self.next_lane = index;
-        let lane = &mut self.lanes[index];
-        let position = lane.position;
-        // Copied once; only the copy is checked and used.
-        let reader = lane.reader.as_ref()?;
-        if let Err(violation) = reader.parse(position, &mut delivery.message) {
-            self.found_out(index, violation);
-            return self.receive_rest(delivery);
+            Ok(place) => place,
+            Err((family, violation)) => {
+                self.refuse(family, violation);
+                self.receive_rest(delivery)
+            }
         }
-        lane.position += 1;
-        self.streak += 1;
-        delivery.source = lane.source;
-        delivery.ack = ack_of_cursor(index, lane.head_at, position);
-        delivery.attempt = self.count_attempt(index, position);
-        Some(Place {
-            lane: index,
-            position,
-        })
+    }
+
+    /// Takes the first message from where the last one was found, or finds a family out.
+    #[inline(always)]
+    fn take_next(
+        &mut self,
+        delivery: &mut Delivery,
+    ) -> Result<Option<Place>, (FamilyIndex, Violation)> {
+        let lanes = self.lanes.len();
+        let mut index = self.next_lane;
+        for _ in 0..lanes {
+            if index >= lanes {
+                index = 0;
+            }
+            let lane = &mut self.lanes[index];
+            let Some(reader) = &lane.reader else {
+                index += 1;
+                continue;
+            };
+            let position = lane.position;
+            match reader.look(position) {
+                Look::Visible => {}
+                Look::Empty => {
+                    index += 1;
+                    continue;
+                }
+                Look::Lie(violation) => return Err((lane.source, violation)),
+            }
+            // Copied once; only the copy is checked and used.
+            reader
+                .parse(position, &mut delivery.message)
+                .map_err(|violation| (lane.source, violation))?;
+            lane.position += 1;
+            delivery.source = lane.source;
+            delivery.ack = ack_of_cursor(index, lane.head_at, position);
+            delivery.attempt = count_attempt(&self.own, lane.head_at, position);
+            self.next_lane = index;
+            self.streak += 1;
+            return Ok(Some(Place {
+                lane: index,
+                position,
+            }));
+        }
+        Ok(None)
     }
 
     /// [`Receiver::receive_into`] once more, after a family was found out; each family once.
     #[cold]
     fn receive_rest(&mut self, delivery: &mut Delivery) -> Option<Place> {
         self.receive_into(delivery)
-    }
-
-    #[cold]
-    fn found_out(&mut self, index: usize, violation: Violation) {
-        let family = self.lanes[index].source;
-        self.refuse(family, violation);
     }
 
     /// For a consumer that spins, after it found nothing: a microsecond's rest if it has just
@@ -184,28 +205,6 @@ impl<M: Memory> Receiver<M> {
         if core::mem::take(&mut self.streak) >= STREAK_MIN {
             (0..REST_PAUSES).for_each(|_| core::hint::spin_loop());
         }
-    }
-
-    /// The first lane with a message, from where the last one was found, or with a lie.
-    #[inline(always)]
-    fn next_visible(&self) -> Option<(usize, Result<(), Violation>)> {
-        let lanes = self.lanes.len();
-        let mut index = self.next_lane;
-        for _ in 0..lanes {
-            if index >= lanes {
-                index = 0;
-            }
-            let lane = &self.lanes[index];
-            if let Some(reader) = &lane.reader {
-                match reader.look(lane.position) {
-                    Look::Visible => return Some((index, Ok(()))),
-                    Look::Empty => {}
-                    Look::Lie(violation) => return Some((index, Err(violation))),
-                }
-            }
-            index += 1;
-        }
-        None
     }
 
     /// Whether a message waits: what a parker checks last.
@@ -265,20 +264,6 @@ impl<M: Memory> Receiver<M> {
         }
     }
 
-    fn count_attempt(&self, index: usize, position: u64) -> u16 {
-        let at = self.lanes[index].head_at;
-        let started = self.own.word(at + offset_of!(LaneHead, started));
-        let attempts = self.own.word(at + offset_of!(LaneHead, attempts));
-        let attempt = if started.load(Ordering::Relaxed) == position + 1 {
-            attempts.load(Ordering::Relaxed) + 1
-        } else {
-            1
-        };
-        attempts.store(attempt, Ordering::Relaxed);
-        started.store(position + 1, Ordering::Relaxed);
-        attempt.min(0xffff) as u16
-    }
-
     /// Messages that were received and are not acknowledged yet.
     #[must_use]
     pub fn unacknowledged(&self) -> u64 {
@@ -287,4 +272,19 @@ impl<M: Memory> Receiver<M> {
             .map(|lane| lane.position - lane.cursor)
             .sum()
     }
+}
+
+/// How often the message at a position was begun, this time included.
+#[inline(always)]
+fn count_attempt(own: &impl Memory, head_at: usize, position: u64) -> u16 {
+    let started = own.word(head_at + offset_of!(LaneHead, started));
+    let attempts = own.word(head_at + offset_of!(LaneHead, attempts));
+    let attempt = if started.load(Ordering::Relaxed) == position + 1 {
+        attempts.load(Ordering::Relaxed) + 1
+    } else {
+        1
+    };
+    attempts.store(attempt, Ordering::Relaxed);
+    started.store(position + 1, Ordering::Relaxed);
+    attempt.min(0xffff) as u16
 }

@@ -16,9 +16,23 @@ struct Broken {
     changes: &'static [(&'static str, &'static str)],
 }
 
+impl Broken {
+    /// The source with its changes; an error if what they replace is no longer there.
+    fn text(&self, sound: &str) -> Result<String, String> {
+        let mut text = sound.to_owned();
+        for (from, to) in self.changes {
+            if text.matches(from).count() != 1 {
+                let path = self.path;
+                return Err(format!("{path}: the text to break has changed: {from}"));
+            }
+            text = text.replacen(from, to, 1);
+        }
+        Ok(text)
+    }
+}
+
 const STAMP_LOOP: &str = "        for &Item { target, .. } in &self.items {
-            self.lanes[target].stamp_next();
-            kill_point();
+            self.outlets[target].lane.publish_next();
         }
 ";
 
@@ -52,8 +66,7 @@ const BROKEN: &[Broken] = &[
             (
                 "        self.write_intent(ack);\n",
                 "        for &Item { target, .. } in &self.items {
-            self.lanes[target].stamp_next();
-            kill_point();
+            self.outlets[target].lane.publish_next();
         }
         self.write_intent(ack);\n",
             ),
@@ -63,12 +76,12 @@ const BROKEN: &[Broken] = &[
         name: "stamp before the payload",
         path: "dataplane/src/lane.rs",
         changes: &[(
-            "        write_words(&self.own, at, message);\n",
+            "        write(self.own.array(at));\n",
             "        self.own
             .word(slot_at(self.slots_at, self.mask, position))
             .store(position + 1, Ordering::Release);
-        crate::sync::kill_point();
-        write_words(&self.own, at, message);\n",
+        kill_point();
+        write(self.own.array(at));\n",
         )],
     },
     Broken {
@@ -104,14 +117,7 @@ pub fn run(workspace: &Path) -> io::Result<bool> {
     let mut found = 0;
     for broken in BROKEN {
         let sound = scratch.read(broken.path)?;
-        let mut text = sound.clone();
-        for (from, to) in broken.changes {
-            if text.matches(from).count() != 1 {
-                let what = format!("{}: the text to break has changed: {from}", broken.path);
-                return Err(io::Error::other(what));
-            }
-            text = text.replacen(from, to, 1);
-        }
+        let text = broken.text(&sound).map_err(io::Error::other)?;
         scratch.write(broken.path, &text)?;
         let catcher = first_catcher(&scratch)?;
         scratch.write(broken.path, &sound)?;
@@ -143,4 +149,18 @@ fn first_catcher(scratch: &Scratch) -> io::Result<Option<String>> {
         }
     }
     Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_each_broken_build_replaces_is_in_the_source_once() {
+        for broken in BROKEN {
+            let path = crate::workspace_root().join(broken.path);
+            let sound = std::fs::read_to_string(path).expect("a source file");
+            broken.text(&sound).expect(broken.name);
+        }
+    }
 }

@@ -73,9 +73,11 @@ const FLAGS: u64 = FLAG_CHUNK | FLAG_LAST | FLAG_TRACED;
 impl MessageHeader {
     /// Writes a message that carries its payload itself, straight into its slot: the processor
     /// fetches the slot's lines from the consumer's core while the rest is still being made.
+    ///
+    /// From the end to the beginning: the first line holds the stamp, and a consumer that looks at
+    /// it between its first word and the stamp takes it away once more.
     #[inline(always)]
     pub(crate) fn write_inline(&self, slot: &SharedWords, payload: &[u8]) {
-        self.write(slot, payload.len() as u32, 0);
         // Word by word: whoever wrote the bytes a moment ago did so too, and a wider load would
         // wait for its stores.
         let mut words = [0; INLINE_MAX];
@@ -87,19 +89,20 @@ impl MessageHeader {
             }
         };
         let (words, _) = full.as_chunks();
-        for (index, &word) in words.iter().enumerate() {
+        for (index, &word) in words.iter().enumerate().rev() {
             set(slot, PAYLOAD + index, u64::from_le_bytes(word));
         }
+        self.write(slot, payload.len() as u32, 0);
     }
 
     /// Writes a message whose payload lies in a chunk; `beside` is its head or its times.
     #[inline(always)]
     pub(crate) fn write_chunk(&self, slot: &SharedWords, len: u32, chunk: u32, beside: &Head) {
-        self.write(slot, len, FLAG_CHUNK);
-        set(slot, PAYLOAD, u64::from(chunk));
-        for (index, &word) in beside.iter().enumerate() {
+        for (index, &word) in beside.iter().enumerate().rev() {
             set(slot, PAYLOAD + 1 + index, word);
         }
+        set(slot, PAYLOAD, u64::from(chunk));
+        self.write(slot, len, FLAG_CHUNK);
     }
 
     #[inline(always)]
@@ -112,7 +115,7 @@ impl MessageHeader {
             | (flags | last | traced) << 48
             | self.failure.code() << 56;
         set(slot, META, meta);
-        for (at, id) in [(0, self.id), (2, self.root), (PARENT, self.parent)] {
+        for (at, id) in [(PARENT, self.parent), (2, self.root), (0, self.id)] {
             let [low, high] = id.words();
             set(slot, at, low);
             set(slot, at + 1, high);
@@ -217,7 +220,10 @@ impl Message {
         header.queue = FamilyIndex((meta >> 40 & 0xff) as u16);
         header.last = flags & FLAG_LAST != 0;
         header.traced = flags & FLAG_TRACED != 0;
-        header.failure = FailureCode::from_code(meta >> 56);
+        header.failure = match kind {
+            Kind::Failed => FailureCode::from_code(meta >> 56),
+            _ => FailureCode::Other,
+        };
         if flags & FLAG_CHUNK == 0 {
             self.body = Body::Inline(core::array::from_fn(|index| match index {
                 0 => first,

@@ -37,7 +37,7 @@ fn write_three(agent: &Bus<HeapMemory>) {
             thread::yield_now();
         }
         writer.stage(|slot| set_words(slot, &words(number)));
-        writer.stamp_next();
+        writer.publish_next();
     }
 }
 

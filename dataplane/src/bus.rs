@@ -202,6 +202,14 @@ impl<M: Memory> Bus<M> {
         word.store(u64::from(pid), Ordering::Release);
     }
 
+    /// Reads a word of a slot, for a forked child that is about to publish: its memory is not
+    /// mapped yet, and a first read brings the pages around with it, a first write its own alone.
+    /// One page fault in the child, a load later; no system call.
+    pub fn touch_slot(&self, slot: SlotIndex) {
+        let commit = self.own_layout().slot_at(slot) + offset_of!(InstanceSlot, commit);
+        core::hint::black_box(self.own_memory().word(commit).load(Ordering::Relaxed));
+    }
+
     /// When a slot's holder took its message (`CLOCK_MONOTONIC` ns), 0 if it has none.
     #[must_use]
     pub fn slot_started_ns(&self, slot: SlotIndex) -> u64 {

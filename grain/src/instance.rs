@@ -87,7 +87,9 @@ impl<R: Runtime> Forked<'_, R> {
         if let Some(own) = self.bus.segment(self.bus.family()) {
             own.do_not_fork();
         }
-        if !has_event {
+        if has_event {
+            self.bus.touch_slot(self.seat.slot);
+        } else {
             // An idle holder is watched by its lease; of one that is born with its event the
             // worker learns by waitid, soon enough.
             let _ = Lease::hold(self.bus, self.seat.slot);

@@ -118,6 +118,7 @@ fn first_publish_faults() -> Result<f64, BenchError> {
         let instance = fork(|| {
             let published = own_private_pages().and_then(|()| {
                 let before = page_faults()?;
+                seat.bus.touch_slot(SlotIndex(1));
                 port.send(&[1; 64])?;
                 faults.put(0, page_faults()? - before);
                 Ok(())

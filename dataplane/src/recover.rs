@@ -70,17 +70,18 @@ pub fn recover_slot<M: Memory>(bus: &Bus<M>, slot: SlotIndex) -> Repair {
     return_claims(bus, slot, &mut repair);
     repair.orphaned = orphan_entries(bus, slot);
     // Void the record, or a later recovery would carry it out over a new holder's work. `seq` 0
-    // never equals a commit number.
+    // never equals a commit number. Relaxed, as all of the slot's own words: the next holder is
+    // forked by whoever recovers, and nobody else reads them.
     bus.own_memory()
         .word(line + offset_of!(CommitLine, seq))
-        .store(0, Ordering::Release);
+        .store(0, Ordering::Relaxed);
     let state = slot_at + offset_of!(InstanceSlot, state);
     bus.own_memory()
         .word(state + offset_of!(SlotState, started_ns))
         .store(0, Ordering::Relaxed);
     bus.own_memory()
         .word(state + offset_of!(SlotState, pid))
-        .store(0, Ordering::Release);
+        .store(0, Ordering::Relaxed);
     add_repair(bus, &repair);
     repair
 }
@@ -101,6 +102,7 @@ fn roll_forward<M: Memory>(bus: &Bus<M>, slot: SlotIndex, instance_at: usize, re
         let lane_at = outgoing_lane_at(bus.topology(), bus.family(), slot, target);
         let stamp = own.word(slot_at(lane_at, u64::from(spec.lane_slots) - 1, position));
         if stamp.load(Ordering::Relaxed) < position + 1 {
+            // SYNC(stamp): Release pairs with the reader's Acquire, as the dead one's own would.
             stamp.store(position + 1, Ordering::Release);
             changed = true;
             lanes |= 1 << target;
@@ -128,6 +130,8 @@ fn acknowledge<M: Memory>(bus: &Bus<M>, ack_at: u64, key: u64) -> bool {
             let word = bus.own_memory().word(at);
             let meant = word.load(Ordering::Relaxed) == key;
             if meant {
+                // SYNC(key): Release pairs with the chunk owner's Acquire: the dead one's reads
+                // are over.
                 word.store(0, Ordering::Release);
             }
             meant
@@ -137,7 +141,8 @@ fn acknowledge<M: Memory>(bus: &Bus<M>, ack_at: u64, key: u64) -> bool {
             let word = bus.own_memory().word(at);
             let behind = word.load(Ordering::Relaxed) < key;
             if behind {
-                word.store(key, Ordering::Release);
+                // Relaxed: of a receiver nobody but its successor reads the cursor.
+                word.store(key, Ordering::Relaxed);
             }
             behind
         }
@@ -168,6 +173,8 @@ fn return_claims<M: Memory>(bus: &Bus<M>, slot: SlotIndex, repair: &mut Repair) 
         }
         repair.lanes += usize::from(mended);
         // SYNC(copied): pairs with the instances' fence between their mark and their look.
+        // SYNC(head): and with the producer's Acquire of a head that the guardian moves: the dead
+        // one's reads are over.
         full_fence();
         advance_head(own, lane.head_at, mask);
     }
@@ -258,7 +265,8 @@ pub fn recover_family<M: Memory>(bus: &Bus<M>) -> Repair {
             .load(Ordering::Relaxed);
         let head = own.word(lane.head_at);
         if head.load(Ordering::Relaxed) < cursor {
-            head.store(cursor, Ordering::Release);
+            // SYNC(head): Relaxed, since the fence of each slot's recovery stands in front of it.
+            head.store(cursor, Ordering::Relaxed);
         }
     }
     repair

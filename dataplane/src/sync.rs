@@ -27,9 +27,12 @@ pub(crate) fn fence_after_exchange() {
     fence(Ordering::SeqCst);
 }
 
-/// A place where a killed process leaves something half done; the feature `pauses` widens it.
+/// A place where a killed process leaves something half done; the feature `pauses` widens it, and
+/// a model's thread may die there.
 #[inline(always)]
 pub(crate) fn kill_point() {
+    #[cfg(all(loom, test))]
+    crate::models::death::pass();
     #[cfg(feature = "pauses")]
     {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);

@@ -3,7 +3,9 @@
 //! `RUSTFLAGS="--cfg loom" cargo test --release -p sandpipe --lib`
 
 mod blocked;
+pub(crate) mod death;
 mod growth;
+mod lease;
 mod orderings;
 
 use core::time::Duration;

@@ -12,11 +12,11 @@ use crate::board::{Board, Reason, SlotUse};
 use crate::config::{Mode, WorkerConfig};
 use crate::event::{Context, Event, HandlerError};
 use crate::process;
-use crate::publish::{Outcome, publish, rehearse};
+use crate::publish::{Outcome, Stale, publish, rehearse};
 use crate::runtime::Runtime;
 
-/// Exit code of an instance whose view of a peer was too old to publish: its event is delivered
-/// again.
+/// Exit code of an instance whose view of a peer was too old to read its event or to publish: the
+/// event is delivered again, to one with a newer view, and this is not counted as an attempt.
 pub(crate) const EXIT_STALE: i32 = 75;
 
 /// Exit code of an instance in which Sandpipe itself panicked.
@@ -185,8 +185,10 @@ impl<R: Runtime> Forked<'_, R> {
         let seat = &mut self.seat;
         let instance = &mut seat.instance;
         let bus = self.bus;
-        publish(self.config, bus, board, instance, delivery, outcome, stamps)
-            .map_err(|_stale| EXIT_STALE)?;
+        if let Err(Stale) = publish(self.config, bus, board, instance, delivery, outcome, stamps) {
+            seat.claimer.hand_back(delivery);
+            return Err(EXIT_STALE);
+        }
         seat.claimer.finish();
         // Whoever was woken may wait for this core; looking for more, or ending, can wait for it.
         rustix::thread::sched_yield();

@@ -108,3 +108,41 @@ fn idle_instances_make_place_when_a_peer_is_made_anew() {
         sandbox.finish();
     }
 }
+
+/// Messages that a lane from grain to grain holds.
+const LANE: u128 = 8;
+
+#[test]
+fn an_instance_that_waits_for_room_while_its_peer_is_made_anew_costs_its_event_no_attempt() {
+    for mode in [Mode::Pool, Mode::Fork] {
+        let once = WorkerConfig {
+            max_attempts: 1,
+            ..settings(mode, 1, 0)
+        };
+        let mut grains = chain(2, &once);
+        grains[1].mode = Mode::Fork;
+        let mut sandbox = Sandbox::start(grains);
+        sandbox.stop_worker(1);
+        (1..=LANE + 1).for_each(|id| sandbox.send(id, &format!("{id}")));
+        sandbox.until("the last event waits for room", |sandbox| {
+            let held = sandbox.view_of(0);
+            held.queued.is_empty() && held.in_flight.len() == 1 && sandbox.counters(0).full > 0
+        });
+        let before = sandbox.instances(0);
+        sandbox.restart_worker(1);
+        sandbox.wait_for(LANE as usize + 1);
+        assert_ne!(
+            sandbox.instances(0),
+            before,
+            "the one that waited has ended"
+        );
+        for (id, answers) in &sandbox.answers {
+            let [answer] = answers.as_slice() else {
+                panic!("{mode:?}: {id:?} is answered {} times", answers.len());
+            };
+            assert_eq!(answer.text, format!("{}>g1>g2", id.0), "{mode:?}");
+        }
+        assert!(sandbox.told.values().all(|&times| times == 1), "{mode:?}");
+        sandbox.finish();
+    }
+}

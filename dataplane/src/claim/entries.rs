@@ -118,9 +118,9 @@ impl<M: Memory> Claimer<M> {
         }
     }
 
-    /// Hands a message back that this process cannot read, since its mappings are older than its
-    /// family's worker's; the process must end then. Recovery of its slot has the message delivered
-    /// to one with newer mappings, and does not count this as an attempt.
+    /// Hands back a message that this process cannot read, or whose outputs it cannot publish,
+    /// since its mappings are older than its family's worker's; it must end then. Recovery of its
+    /// slot has the message delivered to one with newer mappings, and counts no attempt.
     #[cold]
     pub fn hand_back(&mut self, delivery: &Delivery) {
         let entry = self.entries[(delivery.ack.at & 0xff_ffff) as usize];

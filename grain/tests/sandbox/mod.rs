@@ -392,6 +392,14 @@ impl Sandbox {
         fs::read_to_string(self.workers[index].log.path()).unwrap()
     }
 
+    /// Stops a worker that has no instances, so that its family takes nothing.
+    pub fn stop_worker(&self, index: usize) {
+        let pid = self.worker_pid(index);
+        kill_process(pid_of(pid), Signal::STOP).unwrap();
+        wait_until_stopped(pid);
+        assert!(children(pid).is_empty(), "its instances go on");
+    }
+
     /// Kills a worker, waits until its whole family is gone, repairs, and starts it again.
     pub fn restart_worker(&mut self, index: usize) {
         let family = self.workers[index].config.family();

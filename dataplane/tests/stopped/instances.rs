@@ -10,6 +10,10 @@ use crate::sandbox;
 /// Messages that pass while an instance is stopped, at the least: many times around the lane.
 const MESSAGES: u64 = 50 * LANE;
 
+/// The message in the hands of a stopped instance: its payload lies in a chunk, so that others must
+/// not take it meanwhile.
+const HELD: u64 = 1;
+
 /// Sends for the time of a stop, and reads the answers until all are there; the
 /// number of the next message, and what was answered, in order.
 fn send_while_stopped(house: &mut House, from: u64) -> (u64, Vec<MessageId>) {
@@ -83,7 +87,7 @@ fn while_an_instance_is_stopped_in_its_handler_only_its_own_message_waits() {
     let _watchdog = sandbox::Watchdog::new(10 * WATCHDOG);
     let mut house = House::new();
     let grain = house.grain.clone();
-    assert!(house.send(id(0)));
+    assert!(house.send(id(HELD)));
     let (handling, _) = Child::stopped_at(
         0,
         || {
@@ -97,10 +101,14 @@ fn while_an_instance_is_stopped_in_its_handler_only_its_own_message_waits() {
         },
     );
     let other = Child::spawn(|| Worker::new(&grain, S2).run());
-    let (next, answered) = send_while_stopped(&mut house, 1);
-    assert_eq!(answered, ids(1, next), "lost, doubled or out of order");
+    let (next, answered) = send_while_stopped(&mut house, HELD + 1);
+    assert_eq!(
+        answered,
+        ids(HELD + 1, next),
+        "lost, doubled or out of order"
+    );
     handling.go_on();
-    assert_eq!(await_answers(&mut house, 1), [(id(0), S1)]);
+    assert_eq!(await_answers(&mut house, 1), [(id(HELD), S1)]);
     for _ in 0..2 {
         assert!(house.send(LAST));
     }

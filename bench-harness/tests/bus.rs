@@ -1,5 +1,6 @@
 //! The figure of the local bus without its peers: every row and every ratio that it promises.
 
+use std::io::Write;
 use std::path::Path;
 use std::process::Command;
 
@@ -49,10 +50,28 @@ fn run(figure: &str, place: &Path) -> Report {
     serde_json::from_slice(&ran.stdout).unwrap()
 }
 
+/// Runs of a figure until one is whole.
+const TRIES: usize = 10;
+
+/// A run of which no block was dropped or left aside, since the host moved the cores inside or
+/// before it; `None`, with the reason, if there is none.
+fn run_whole(figure: &str, place: &Path) -> Option<Report> {
+    let moved = |mark: &String| mark.contains("dropped") || mark.contains("another placement");
+    for _ in 0..TRIES {
+        let report = run(figure, place);
+        if !report.validity.iter().any(moved) {
+            return Some(report);
+        }
+    }
+    let what = "the host moved the cores in each of";
+    let _ = writeln!(std::io::stderr(), "SKIP {figure}: {what} {TRIES} runs");
+    None
+}
+
 fn one_cpu() -> bool {
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
     if cpus < 2 {
-        eprintln!("SKIP: one CPU, two are needed");
+        let _ = writeln!(std::io::stderr(), "SKIP figures: one CPU, two are needed");
     }
     cpus < 2
 }
@@ -77,27 +96,25 @@ fn the_bus_has_every_row_and_ratio_and_names_the_peers_that_are_missing() {
         return;
     }
     let place = tempfile::tempdir().unwrap();
-    let report = run("bus", place.path());
+    let Some(report) = run_whole("bus", place.path()) else {
+        return;
+    };
     let figure = &report.figures[0];
-    let dropped = report.validity.iter().any(|mark| mark.contains("dropped"));
     for case in CASES {
         let present = figure.rows.iter().any(|row| row.case == case);
-        // The host may move the cores inside the only block of a row.
-        assert!(present || dropped, "{case}: {:?}", report.validity);
+        assert!(present, "{case}: {:?}", report.validity);
     }
     let published = |row: &&sandpipe_bench::report::Row| row.case.contains("lane of");
     let streams = figure.rows.iter().filter(published).count();
-    assert!(streams == 24 || dropped, "{streams} streams");
+    assert_eq!(streams, 24, "streams");
     for peer in ["iceoryx2", "aeron"] {
         let said = format!("bus: the peer {peer} cannot run");
         let mark = report.validity.iter().find(|mark| mark.starts_with(&said));
         assert!(mark.is_some_and(|mark| mark.contains("run scripts/peers")));
     }
-    if !dropped {
-        has_ratios(figure, |name| {
-            name.contains("aeron") || name.contains("iceoryx2")
-        });
-    }
+    has_ratios(figure, |name| {
+        name.contains("aeron") || name.contains("iceoryx2")
+    });
 }
 
 #[test]

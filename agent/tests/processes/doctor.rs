@@ -90,6 +90,24 @@ fn the_doctor_writes_where_the_log_would_be_and_leaves_nothing() {
 }
 
 #[test]
+fn the_doctor_names_a_disk_that_refuses_the_file_or_its_bytes() {
+    // Nobody makes files there, root neither.
+    let (fit, check) = said_of("disk sync", doctor(Path::new("/proc")));
+    assert!(!fit, "nothing runs without a log");
+    assert_says(&check, false, &["/proc: "], "--data-dir");
+    // The file is made, but may have no bytes.
+    let place = tempfile::tempdir().unwrap();
+    let mut command = Command::new("/bin/sh");
+    let script = "trap '' XFSZ; ulimit -f 0; exec \"$0\" doctor --json --data-dir \"$1\"";
+    command.args(["-c", script, SANDPIPE]).arg(place.path());
+    let (fit, check) = said_of("disk sync", command);
+    assert!(!fit);
+    let path = place.path().display().to_string();
+    assert_says(&check, false, &[&path, "File too large"], "--data-dir");
+    assert_eq!(place.path().read_dir().unwrap().count(), 0);
+}
+
+#[test]
 fn the_doctor_asks_the_java_of_the_path_for_its_version() {
     let place = tempfile::tempdir().unwrap();
     let ask = |lines: Option<&str>| {

@@ -309,7 +309,6 @@ impl<M: Memory> Instance<M> {
         for &Item { target, .. } in &self.items {
             self.outlets[target].lane.publish_next();
         }
-        kill_point();
         self.acknowledge(ack);
         kill_point();
         // SYNC(park): the stamps above come before the look at the parked count below.

@@ -9,6 +9,7 @@
 //! - [`core`] is the protocol, without I/O and clock.
 //! - [`doctor`] checks the machine.
 //! - [`front_door`] is the HTTP entry.
+//! - [`host`] is the long-running form: several applications, deployed and replaced.
 #![forbid(unsafe_code)]
 
 pub mod application;
@@ -20,3 +21,4 @@ pub mod control;
 pub mod core;
 pub mod doctor;
 pub mod front_door;
+pub mod host;

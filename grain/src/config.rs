@@ -8,6 +8,10 @@ use serde::{Deserialize, Serialize};
 /// The environment variable that holds a worker's [`WorkerConfig`] as JSON.
 pub const WORKER_VARIABLE: &str = "SANDPIPE_WORKER";
 
+/// The environment variable that asks a grain to mark the lines of its output with their message,
+/// as [`Context::log`](crate::Context::log) does.
+pub const LOG_MARKS_VARIABLE: &str = "SANDPIPE_LOG_MARKS";
+
 /// The file descriptor of the worker's socket to its guardian, inherited over exec.
 pub const ATTACH_FD: i32 = 3;
 

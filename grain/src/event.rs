@@ -90,6 +90,12 @@ impl Context<'_> {
         config::idempotency_key(&self.config.app, &self.config.grain, self.event)
     }
 
+    /// Writes to standard error, each line with this event's id where logs are kept. What is
+    /// written without this has its application and grain, but no event. One system call.
+    pub fn log(&self, text: impl fmt::Display) {
+        crate::logging::write_marked(self.event, text.to_string().as_bytes());
+    }
+
     /// The grains that may follow; none in the last grain.
     pub fn next(&self) -> impl Iterator<Item = &str> {
         self.config.next.iter().map(|next| next.grain.as_str())

@@ -10,6 +10,7 @@ use rustix::fs::{Access, OFlags};
 
 use crate::config::{Route, WorkerConfig};
 use crate::event::{Context, Event, HandlerError, Output};
+use crate::logging::Lines;
 use crate::runtime::Runtime;
 use crate::start::run_from_env;
 
@@ -64,7 +65,10 @@ impl Runtime for Exec {
             .stderr(Stdio::piped())
             .spawn()
             .map_err(|error| format!("cannot start {program}: {error}"))?;
-        let talk = talk(&mut child, event.data(), self.config.max_payload_bytes);
+        let mut lines = Lines::of(event.id());
+        let output_max = self.config.max_payload_bytes;
+        let talk = talk(&mut child, event.data(), output_max, &mut lines);
+        lines.end();
         if talk.as_ref().map_or(true, |talk| talk.too_long) {
             let _ = child.kill();
         }
@@ -107,7 +111,7 @@ struct Talk {
 }
 
 /// Writes the input while it reads both outputs: neither side can block the other for ever.
-fn talk(child: &mut Child, input: &[u8], output_max: u64) -> io::Result<Talk> {
+fn talk(child: &mut Child, input: &[u8], output_max: u64, lines: &mut Lines) -> io::Result<Talk> {
     let mut stdin = child.stdin.take();
     let mut stdout = child.stdout.take();
     let mut stderr = child.stderr.take();
@@ -146,7 +150,7 @@ fn talk(child: &mut Child, input: &[u8], output_max: u64) -> io::Result<Talk> {
             if !read_some(stderr.as_mut(), &mut said.stderr)? {
                 stderr = None;
             }
-            let _ = io::stderr().write_all(&said.stderr[before..]);
+            lines.pass_on(&said.stderr[before..]);
             let surplus = said.stderr.len().saturating_sub(STDERR_TAIL);
             said.stderr.drain(..surplus);
         }

@@ -25,6 +25,7 @@ mod config;
 mod event;
 mod exec;
 mod instance;
+mod logging;
 mod process;
 mod publish;
 mod runtime;
@@ -33,8 +34,8 @@ mod watch;
 mod worker;
 
 pub use crate::config::{
-    ATTACH_FD, Backup, ConfigError, Mode, NextGrain, Route, WORKER_VARIABLE, WorkerConfig,
-    idempotency_key,
+    ATTACH_FD, Backup, ConfigError, LOG_MARKS_VARIABLE, Mode, NextGrain, Route, WORKER_VARIABLE,
+    WorkerConfig, idempotency_key,
 };
 pub use crate::event::{Context, Event, HandlerError, Output};
 pub use crate::exec::exec_worker_main;

@@ -5,6 +5,7 @@ mod claim;
 mod events;
 mod family;
 mod listener;
+mod log_file;
 mod output;
 mod participant;
 mod processes;

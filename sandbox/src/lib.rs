@@ -46,7 +46,7 @@ pub use init::{is_sandbox_init, sandbox_init_main};
 pub use isolation::{IsolationItem, IsolationState};
 pub use leftovers::clean_up_dead;
 pub use probe::{Probe, probe_isolation};
-pub use spec::{Isolation, SandboxSpec, WorkerSpec};
+pub use spec::{Isolation, LogLimits, SandboxSpec, WorkerSpec};
 pub use status::{SandboxStatus, WorkerState, WorkerStatus};
 #[doc(hidden)]
 pub use wire::parse_packet;

@@ -57,6 +57,21 @@ pub struct WorkerSpec {
     /// current host agent's standard error.
     #[serde(default)]
     pub stderr_log: Option<PathBuf>,
+    /// Bounds of that file: its lines are then stamped, limited and rotated by init. Without them
+    /// it is written as it comes.
+    #[serde(default)]
+    pub log_limits: Option<LogLimits>,
+}
+
+/// How much is kept of one worker's output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogLimits {
+    /// Bytes of one file.
+    pub file_bytes: u64,
+    /// Files, the current one included.
+    pub files: u32,
+    /// Bytes a second that are taken in the long run; what is beyond is counted and dropped.
+    pub bytes_per_s: u64,
 }
 
 /// What is isolated. All of it by default; what the machine refuses is reported and left out.

@@ -4,22 +4,25 @@ mod global;
 mod places;
 mod sandbox;
 mod topology;
+mod upgrade;
 mod workers;
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use crate::bridge::{BusThread, Mailbox, Post, Settings};
+use crate::bridge::{BusThread, End, Mailbox, Post, Settings, Stop};
 use crate::config::{AppSpec, Backup, Route};
 use crate::core::Workflow;
 use crate::front_door::AppDoor;
 
 pub use global::{BusChoice, GlobalError};
-pub use places::{Places, run_dir};
+pub use places::{Places, default_data, run_dir};
 pub use sandbox::Source;
 pub use topology::topology;
+pub use upgrade::{UpgradeError, end_sandbox};
 pub use workers::WorkerError;
 
 /// Partition indices of the global bus.
@@ -28,12 +31,27 @@ const PARTITIONS: u32 = 4;
 /// Bytes that a record has beside its payload, at the most: attributes, names, trace context.
 const RECORD_OVERHEAD_BYTES: u64 = 64 << 10;
 
+/// Records of this size every global bus takes, whatever it was opened for.
+const RECORDS_ALWAYS_TAKEN: u64 = 16 << 20;
+
 /// A running application.
 #[derive(Debug)]
 pub struct Application {
     /// What the front door has to know.
     pub door: AppDoor,
-    thread: JoinHandle<()>,
+    thread: JoinHandle<End>,
+    epoch: u64,
+    /// The largest record that its global bus was opened for.
+    record_bytes: u64,
+}
+
+/// How an application has ended by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// Another agent has taken its sandbox over.
+    TakenOver,
+    /// Its bus thread has panicked. The sandbox lives; a new start adopts it.
+    Panicked,
 }
 
 /// Why an application cannot be started.
@@ -66,7 +84,7 @@ impl Application {
         places: &Places,
         bus: &BusChoice,
     ) -> Result<Application, StartError> {
-        let record_bytes = spec.limits.max_payload_bytes + RECORD_OVERHEAD_BYTES;
+        let record_bytes = record_bytes(spec);
         let (mut global, epoch) = global::open(spec, places, bus, record_bytes, PARTITIONS)?;
         let grains: Vec<&str> = spec
             .grains
@@ -78,13 +96,14 @@ impl Application {
             .map_err(GlobalError::from)?;
         let mailbox = Arc::new(Mailbox::default());
         let topology = topology(spec)?;
-        let workers = workers::workers(spec, copies(spec))?;
+        let workers = workers::workers(spec, places, copies(spec))?;
         let source = Source::new(spec, places, &topology, workers, Arc::clone(&mailbox));
         let thread = BusThread::new(Settings {
             workflow: workflow(spec, epoch),
             global,
             sandbox: Box::new(source),
             mailbox: Arc::clone(&mailbox),
+            max_payload_bytes: max_payload_bytes(spec),
         })?;
         let name = format!("bus-{}", spec.name);
         let thread = std::thread::Builder::new()
@@ -94,10 +113,14 @@ impl Application {
         let door = AppDoor {
             name: spec.name.as_str().into(),
             mailbox,
-            max_payload_bytes: usize::try_from(spec.limits.max_payload_bytes)
-                .expect("at most 64 MiB"),
+            max_payload_bytes: max_payload_bytes(spec),
         };
-        Ok(Application { door, thread })
+        Ok(Application {
+            door,
+            thread,
+            epoch,
+            record_bytes,
+        })
     }
 
     /// Whether the bus thread has ended: another agent has taken the sandbox over.
@@ -106,13 +129,41 @@ impl Application {
         self.thread.is_finished()
     }
 
-    /// Finishes what is open (for a while), backs everything up and ends the sandbox. Blocks.
-    pub fn stop(self) {
-        self.door.mailbox.post(Post::Stop(oneshot::channel().0));
-        if self.thread.join().is_err() {
-            tracing::error!(app = %self.door.name, "the bus thread has panicked");
+    /// Begins to end: no request is taken any more. See [`Application::stop`].
+    pub fn begin_stop(&self, patience: Duration) -> oneshot::Receiver<usize> {
+        let (done, left) = oneshot::channel();
+        self.door.mailbox.post(Post::Stop(Stop { patience, done }));
+        left
+    }
+
+    /// Finishes what is open (for at most `patience`), backs everything up and ends the sandbox;
+    /// how many requests are not finished. They stay on the global bus and go on with the next
+    /// start. Blocks.
+    pub fn stop(self, patience: Duration) -> usize {
+        let left = self.begin_stop(patience);
+        self.join();
+        left.blocking_recv().unwrap_or(0)
+    }
+
+    /// Waits for the end of the bus thread; how it ended, if it was not told to. Blocks.
+    pub fn join(self) -> Option<Ended> {
+        match self.thread.join() {
+            Ok(End::Stopped) => None,
+            Ok(End::TakenOver) => Some(Ended::TakenOver),
+            Err(_) => {
+                tracing::error!(app = %self.door.name, "the bus thread has panicked");
+                Some(Ended::Panicked)
+            }
         }
     }
+}
+
+fn record_bytes(spec: &AppSpec) -> u64 {
+    spec.limits.max_payload_bytes + RECORD_OVERHEAD_BYTES
+}
+
+fn max_payload_bytes(spec: &AppSpec) -> usize {
+    usize::try_from(spec.limits.max_payload_bytes).expect("at most 64 MiB")
 }
 
 /// Whether instances copy their outputs to the agent. Without backup that is needed only where a

@@ -1,7 +1,8 @@
 //! The application's sandbox: made or adopted, watched, and ended.
 
 use std::collections::HashSet;
-use std::sync::{Arc, Weak};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -28,7 +29,15 @@ pub struct Source {
     spec: SandboxSpec,
     handle: Option<Arc<SandboxHandle>>,
     mailbox: Arc<Mailbox>,
+    number: u64,
+    roster: Roster,
 }
+
+/// How the workers were at the last look.
+type Roster = Arc<Mutex<Vec<GrainState>>>;
+
+/// Two versions of an application may have a source each.
+static NEXT_NUMBER: AtomicU64 = AtomicU64::new(1);
 
 impl Source {
     pub(super) fn new(
@@ -52,6 +61,8 @@ impl Source {
             spec,
             handle: None,
             mailbox,
+            number: NEXT_NUMBER.fetch_add(1, Ordering::Relaxed),
+            roster: Roster::default(),
         }
     }
 
@@ -84,11 +95,13 @@ impl SandboxSource for Source {
             .map_err(|error| LocalError::NotMade(error.to_string()))?;
         let handle = Arc::new(handle);
         report_isolation(&handle);
-        watch(
-            Arc::downgrade(&handle),
-            self.spec.app.clone(),
-            Arc::clone(&self.mailbox),
-        );
+        Watch {
+            app: self.spec.app.clone(),
+            number: self.number,
+            roster: Arc::clone(&self.roster),
+            mailbox: Arc::clone(&self.mailbox),
+        }
+        .begin(Arc::downgrade(&handle));
         self.handle = Some(handle);
         let local = Box::new(SandboxBus::new(participant, bus));
         Ok(Attached { local, adopted })
@@ -101,6 +114,14 @@ impl SandboxSource for Source {
         {
             tracing::error!(app = %self.spec.app, grain, %error, "the grain was not ended");
         }
+    }
+
+    fn number(&self) -> u64 {
+        self.number
+    }
+
+    fn workers(&self) -> Vec<GrainState> {
+        lock(&self.roster).clone()
     }
 
     fn shut_down(&mut self, timeout: Duration) {
@@ -139,9 +160,22 @@ fn report_isolation(handle: &SandboxHandle) {
 
 /// Tells the bus thread how the workers are, whenever that changes, for as long as the sandbox is
 /// this agent's.
-fn watch(handle: Weak<SandboxHandle>, app: String, mailbox: Arc<Mailbox>) {
-    let look = move || {
-        let mut before = Vec::new();
+struct Watch {
+    app: String,
+    number: u64,
+    roster: Roster,
+    mailbox: Arc<Mailbox>,
+}
+
+impl Watch {
+    fn begin(self, handle: Weak<SandboxHandle>) {
+        std::thread::Builder::new()
+            .name("watch-workers".into())
+            .spawn(move || self.run(&handle))
+            .expect("a thread can be made");
+    }
+
+    fn run(&self, handle: &Weak<SandboxHandle>) {
         let mut ran = HashSet::new();
         let mut said = HashSet::new();
         while let Some(handle) = handle.upgrade() {
@@ -152,20 +186,20 @@ fn watch(handle: Weak<SandboxHandle>, app: String, mailbox: Arc<Mailbox>) {
                 .into_iter()
                 .map(|worker| state(worker, &mut ran))
                 .collect();
+            let before = std::mem::replace(&mut *lock(&self.roster), states.clone());
             if states != before {
                 for state in states.iter() {
-                    say_once(&app, state, &mut said);
+                    say_once(&self.app, state, &mut said);
                 }
-                before.clone_from(&states);
-                mailbox.post(Post::Workers(states));
+                self.mailbox.post(Post::Workers(self.number, states));
             }
             std::thread::sleep(WATCH);
         }
-    };
-    std::thread::Builder::new()
-        .name("watch-workers".into())
-        .spawn(look)
-        .expect("a thread can be made");
+    }
+}
+
+fn lock(roster: &Roster) -> MutexGuard<'_, Vec<GrainState>> {
+    roster.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A worker that dies again and again for the same reason is told of once.

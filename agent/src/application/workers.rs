@@ -1,14 +1,16 @@
 //! What each grain worker is started with.
 
+use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 
 use sandpipe::wait::WAITER_VARIABLE;
 use sandpipe_grain::{
-    Backup as Copies, Mode as WorkerMode, NextGrain, Route as WorkerRoute, WORKER_VARIABLE,
-    WorkerConfig,
+    Backup as Copies, LOG_MARKS_VARIABLE, Mode as WorkerMode, NextGrain, Route as WorkerRoute,
+    WORKER_VARIABLE, WorkerConfig,
 };
-use sandpipe_sandbox::WorkerSpec;
+use sandpipe_sandbox::{LogLimits, WorkerSpec};
 
+use super::Places;
 use crate::config::{AppSpec, GrainSpec, Mode, Route, Runtime};
 
 /// Variables of the agent's environment that workers get too: nothing secret, and what programs
@@ -24,17 +26,35 @@ const INHERITED: [&str; 8] = [
     WAITER_VARIABLE,
 ];
 
+/// What a grain may write to its log in the long run.
+const LOG_BYTES_PER_S: u64 = 1 << 20;
+
 /// Why a worker cannot be described.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum WorkerError {
+    /// Where the grains' output would be kept.
+    #[error("{}: {source}; make the data directory writable", path.display())]
+    Logs {
+        /// The directory.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// The agent cannot find itself, which is the worker of `exec` grains.
     #[error("the agent's own program cannot be found: {0}; mount /proc")]
     OwnProgram(std::io::Error),
 }
 
 /// The workers in the order of the grains.
-pub(super) fn workers(spec: &AppSpec, copies: bool) -> Result<Vec<WorkerSpec>, WorkerError> {
+pub(super) fn workers(
+    spec: &AppSpec,
+    places: &Places,
+    copies: bool,
+) -> Result<Vec<WorkerSpec>, WorkerError> {
+    if places.logs.is_some() {
+        make_log_dir(places)?;
+    }
     let own = std::env::current_exe().map_err(WorkerError::OwnProgram)?;
     let worker = |(index, grain): (usize, &GrainSpec)| {
         let config = config(spec, index, grain, copies);
@@ -45,16 +65,37 @@ pub(super) fn workers(spec: &AppSpec, copies: bool) -> Result<Vec<WorkerSpec>, W
             .collect();
         env.extend(grain.env.clone());
         env.push((WORKER_VARIABLE.to_owned(), config.to_json()));
+        if places.logs.is_some() {
+            env.push((LOG_MARKS_VARIABLE.to_owned(), "1".to_owned()));
+        }
         WorkerSpec {
             grain: grain.name.clone(),
             command: command(grain, &own),
             env,
             working_dir: Some(spec.directory.clone()),
             memory_limit_bytes: grain.memory_limit_bytes,
-            stderr_log: None,
+            stderr_log: places.logs.map(|_| places.log_file(&grain.name)),
+            log_limits: places.logs.map(log_limits),
         }
     };
     Ok(spec.grains.iter().enumerate().map(worker).collect())
+}
+
+fn make_log_dir(places: &Places) -> Result<(), WorkerError> {
+    let path = places.log_dir();
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&path)
+        .map_err(|source| WorkerError::Logs { path, source })
+}
+
+fn log_limits(limits: crate::config::LogLimits) -> LogLimits {
+    LogLimits {
+        file_bytes: limits.file_bytes,
+        files: limits.files,
+        bytes_per_s: LOG_BYTES_PER_S,
+    }
 }
 
 fn command(grain: &GrainSpec, own: &std::path::Path) -> Vec<String> {

@@ -26,6 +26,8 @@ pub(crate) struct Knobs {
     pub failure: Option<Cause>,
     /// Events that were handled.
     pub handled: usize,
+    /// It was ended.
+    pub shut_down: bool,
     queues: Vec<VecDeque<(MessageId, MessageId, Vec<u8>)>>,
     told: VecDeque<Local>,
     number: u64,
@@ -39,6 +41,8 @@ pub(crate) struct FakeSandbox {
     bell: Arc<Condvar>,
     grains: usize,
     generation: u64,
+    /// Of the source; tests count them themselves.
+    pub number: u64,
 }
 
 impl FakeSandbox {
@@ -53,6 +57,7 @@ impl FakeSandbox {
             bell: Arc::default(),
             grains,
             generation: 0,
+            number: 0,
         }
     }
 
@@ -209,7 +214,17 @@ impl SandboxSource for FakeSandbox {
 
     fn quarantine(&mut self, _grain: usize, _reason: &str) {}
 
-    fn shut_down(&mut self, _timeout: Duration) {}
+    fn number(&self) -> u64 {
+        self.number
+    }
+
+    fn workers(&self) -> Vec<GrainState> {
+        Vec::new()
+    }
+
+    fn shut_down(&mut self, _timeout: Duration) {
+        self.set(|knobs| knobs.shut_down = true);
+    }
 }
 
 pub(crate) fn workflow(grains: usize) -> Workflow {
@@ -233,7 +248,7 @@ pub(crate) fn workflow(grains: usize) -> Workflow {
 pub(crate) struct Running {
     pub fake: FakeSandbox,
     pub mailbox: Arc<Mailbox>,
-    thread: Option<std::thread::JoinHandle<()>>,
+    thread: Option<std::thread::JoinHandle<End>>,
 }
 
 impl Running {
@@ -246,6 +261,7 @@ impl Running {
             global: Box::new(global),
             sandbox: Box::new(fake.clone()),
             mailbox: Arc::clone(&mailbox),
+            max_payload_bytes: 8 << 20,
         });
         let thread = thread.unwrap();
         Running {
@@ -258,8 +274,9 @@ impl Running {
     /// Stops the thread and waits for it.
     pub(crate) fn stop(&mut self) {
         if let Some(thread) = self.thread.take() {
-            self.mailbox
-                .post(Post::Stop(tokio::sync::oneshot::channel().0));
+            let patience = Duration::from_secs(10);
+            let done = tokio::sync::oneshot::channel().0;
+            self.mailbox.post(Post::Stop(Stop { patience, done }));
             thread.join().unwrap();
         }
     }

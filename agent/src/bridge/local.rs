@@ -8,6 +8,7 @@ use sandpipe_abi::MessageId;
 
 use sandpipe::Violation;
 
+use super::status::GrainState;
 use crate::core::{Delivery, Local};
 
 /// The agent's side of one sandbox's local bus.
@@ -96,6 +97,12 @@ pub trait SandboxSource: Send {
     /// Ends the processes of a grain and does not start it again in this sandbox. Blocks for less
     /// than a millisecond.
     fn quarantine(&mut self, grain: usize, reason: &str);
+
+    /// Tells this source from the others of the same application.
+    fn number(&self) -> u64;
+
+    /// How the grain workers were when they were last looked at.
+    fn workers(&self) -> Vec<GrainState>;
 
     /// Ends the sandbox, if there is one, and removes what it leaves.
     fn shut_down(&mut self, timeout: Duration);

@@ -3,10 +3,12 @@
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use sandpipe_abi::MessageId;
 use tokio::sync::oneshot;
 
+use super::replace::Replacement;
 use super::status::{AppStatus, GrainState};
 use crate::core::{Reply, Submit};
 
@@ -22,10 +24,21 @@ pub enum Post {
     Collect(MessageId, Waiter),
     /// How is it?
     Status(oneshot::Sender<AppStatus>),
-    /// The grain workers' states have changed.
-    Workers(Vec<GrainState>),
+    /// The grain workers' states have changed: those of the sandbox with this number.
+    Workers(u64, Vec<GrainState>),
+    /// Another version of the application takes over once nothing is open.
+    Replace(Box<Replacement>),
     /// End: take no more requests, finish what is open, then shut the sandbox down.
-    Stop(oneshot::Sender<()>),
+    Stop(Stop),
+}
+
+/// How a bus thread ends.
+#[derive(Debug)]
+pub struct Stop {
+    /// How long what is open may take.
+    pub patience: Duration,
+    /// Told at the end: how many requests are not finished. They stay on the global bus.
+    pub done: oneshot::Sender<usize>,
 }
 
 type Ringer = Box<dyn Fn() + Send + Sync>;
@@ -34,6 +47,8 @@ type Ringer = Box<dyn Fn() + Send + Sync>;
 #[derive(Default)]
 pub struct Mailbox {
     posts: Mutex<VecDeque<Post>>,
+    /// The thread has ended: a post is dropped, so that who waits for its answer hears so.
+    closed: AtomicBool,
     /// The bus thread sleeps, or is about to.
     parked: AtomicBool,
     /// Something other than a post has happened.
@@ -50,11 +65,24 @@ impl std::fmt::Debug for Mailbox {
 impl Mailbox {
     /// Sends something to the thread. Does not wait.
     pub fn post(&self, post: Post) {
-        self.posts
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push_back(post);
+        {
+            let mut posts = self.posts.lock().unwrap_or_else(PoisonError::into_inner);
+            // Looked at under the lock under which it is closed: no post stays behind.
+            if self.closed.load(Ordering::SeqCst) {
+                return;
+            }
+            posts.push_back(post);
+        }
         self.ring_if_parked();
+    }
+
+    /// The thread has ended. Drops what it has not taken, and everything that is posted later.
+    pub(super) fn close(&self) {
+        let mut posts = self.posts.lock().unwrap_or_else(PoisonError::into_inner);
+        self.closed.store(true, Ordering::SeqCst);
+        let untaken = std::mem::take(&mut *posts);
+        drop(posts);
+        drop(untaken);
     }
 
     /// Makes the thread look at the global bus.

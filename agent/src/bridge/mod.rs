@@ -11,6 +11,9 @@ mod local;
 mod mailbox;
 mod read_ahead;
 mod recovery;
+mod replace;
+#[cfg(test)]
+mod replace_tests;
 mod sandbox_bus;
 mod status;
 #[cfg(test)]
@@ -18,7 +21,8 @@ mod tests;
 mod thread;
 
 pub use local::{Attached, LocalBus, LocalError, Publish, Refused, SandboxSource};
-pub use mailbox::{Mailbox, Post, Waiter};
+pub use mailbox::{Mailbox, Post, Stop, Waiter};
+pub use replace::{NotReplaced, Replaced, Replacement};
 pub use sandbox_bus::SandboxBus;
 pub use status::{AppStatus, BusCounts, GrainState, RefusedGrain};
-pub use thread::{BusThread, Settings};
+pub use thread::{BusThread, End, Settings};

@@ -15,6 +15,9 @@ use crate::core::Counters;
 pub struct AppStatus {
     /// Its name.
     pub app: String,
+    /// Whether its bus thread says all this itself.
+    #[serde(default)]
+    pub answers: bool,
     /// Why it takes no requests; `None` = it is ready.
     pub not_ready: Option<String>,
     /// How its grain workers are.
@@ -117,6 +120,7 @@ impl BusThread {
         }
         AppStatus {
             app: self.app.to_string(),
+            answers: true,
             not_ready: not_ready.map(|reason| reason.to_string()),
             grains: self.workers.clone(),
             in_flight: self.core.in_flight(),

@@ -6,7 +6,7 @@ use super::fake::{Running, workflow};
 use super::*;
 use crate::core::{Identity, Outcome, Reply, Submit, Wait};
 
-fn submit(
+pub(super) fn submit(
     running: &Running,
     identity: Identity,
     wait: Wait,
@@ -27,7 +27,7 @@ fn submit(
 }
 
 /// Waits under a watchdog.
-fn wait<T>(mut reply: oneshot::Receiver<T>) -> T {
+pub(super) fn wait<T>(mut reply: oneshot::Receiver<T>) -> T {
     let deadline = Instant::now() + Duration::from_secs(20);
     while Instant::now() < deadline {
         match reply.try_recv() {
@@ -41,7 +41,7 @@ fn wait<T>(mut reply: oneshot::Receiver<T>) -> T {
     panic!("no answer within 20 s");
 }
 
-fn text(reply: Reply) -> String {
+pub(super) fn text(reply: Reply) -> String {
     let Reply::Done(answer) = reply else {
         panic!("{reply:?}")
     };
@@ -149,13 +149,16 @@ fn without_a_sandbox_requests_hear_why_until_it_is_there() {
 fn a_broken_worker_is_named_to_who_asks() {
     let directory = tempfile::tempdir().unwrap();
     let running = Running::start(directory.path(), workflow(1));
-    running.mailbox.post(Post::Workers(vec![GrainState {
-        grain: "g0".into(),
-        state: "failed".into(),
-        trouble: Some("ImportError: no module named x".into()),
-        broken: true,
-        ..GrainState::default()
-    }]));
+    running.mailbox.post(Post::Workers(
+        0,
+        vec![GrainState {
+            grain: "g0".into(),
+            state: "failed".into(),
+            trouble: Some("ImportError: no module named x".into()),
+            broken: true,
+            ..GrainState::default()
+        }],
+    ));
     let reply = wait(submit(&running, Identity::Fresh, Wait::Answer, b"x"));
     assert!(
         matches!(&reply, Reply::Unavailable(why) if why.contains("ImportError")),
@@ -163,7 +166,7 @@ fn a_broken_worker_is_named_to_who_asks() {
     );
 }
 
-fn status(running: &Running) -> AppStatus {
+pub(super) fn status(running: &Running) -> AppStatus {
     let (waiter, reply) = oneshot::channel();
     running.mailbox.post(Post::Status(waiter));
     wait(reply)
@@ -187,8 +190,8 @@ fn the_mailbox_rings_who_is_parked_and_only_once() {
     );
     mailbox.announce();
     assert!(mailbox.is_awaited(), "news since the last look");
-    mailbox.post(Post::Workers(Vec::new()));
-    mailbox.post(Post::Workers(Vec::new()));
+    mailbox.post(Post::Workers(0, Vec::new()));
+    mailbox.post(Post::Workers(0, Vec::new()));
     assert_eq!(rings.load(Ordering::SeqCst), 1, "a burst costs one ring");
     assert!(mailbox.take_news());
     mailbox.announce();

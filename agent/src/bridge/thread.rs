@@ -11,9 +11,10 @@ use tokio::sync::oneshot;
 use super::appends::Appends;
 use super::clock::Clock;
 use super::local::{LocalBus, Publish, Refused, SandboxSource};
-use super::mailbox::{Mailbox, Post, Waiter};
+use super::mailbox::{Mailbox, Post, Stop, Waiter};
+use super::replace::Replacement;
 use super::status::GrainState;
-use crate::core::{Command, Core, Reply, Workflow};
+use crate::core::{Command, Core, Reply, Submit, Workflow};
 
 /// Messages that are read before everything else gets its turn.
 const POLL_LIMIT: usize = 256;
@@ -28,9 +29,6 @@ const PARK: Duration = Duration::from_millis(50);
 /// The longest park while requests are open: nobody rings for a backup copy.
 const COPIES: Duration = Duration::from_millis(2);
 
-/// How long open requests may take at the end.
-const DRAIN: Duration = Duration::from_secs(10);
-
 /// What a bus thread is made of.
 pub struct Settings {
     /// The application.
@@ -41,6 +39,17 @@ pub struct Settings {
     pub sandbox: Box<dyn SandboxSource>,
     /// How it is reached.
     pub mailbox: Arc<Mailbox>,
+    /// The largest request.
+    pub max_payload_bytes: usize,
+}
+
+/// Why a bus thread has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// It was told to.
+    Stopped,
+    /// Another agent has taken the sandbox over.
+    TakenOver,
 }
 
 /// One application's bus thread.
@@ -64,7 +73,11 @@ pub struct BusThread {
     pub(super) housekeeping: Instant,
     pub(super) marks: Instant,
     pub(super) retry: Instant,
-    pub(super) stopping: Option<(Instant, oneshot::Sender<()>)>,
+    pub(super) stopping: Option<(Instant, oneshot::Sender<usize>)>,
+    pub(super) max_payload_bytes: usize,
+    pub(super) replacing: Option<Box<Replacement>>,
+    /// Requests that came while a version is replaced.
+    pub(super) held: VecDeque<Submit<Waiter>>,
     pub(super) fenced: bool,
     /// Grains that were found out since the start, by index: what they wrote.
     pub(super) refused: Vec<Refused>,
@@ -82,6 +95,7 @@ impl BusThread {
             mut global,
             sandbox,
             mailbox,
+            max_payload_bytes,
         } = settings;
         let waker = Arc::clone(&mailbox);
         global.set_waker(Arc::new(move || waker.wake()));
@@ -106,6 +120,9 @@ impl BusThread {
             marks: now,
             retry: now,
             stopping: None,
+            max_payload_bytes,
+            replacing: None,
+            held: VecDeque::new(),
             fenced: false,
             refused: Vec::new(),
         };
@@ -116,7 +133,7 @@ impl BusThread {
     }
 
     /// Runs until it is stopped, or until another agent takes the sandbox over.
-    pub fn run(mut self) {
+    pub fn run(mut self) -> End {
         // Grains need the cores as well.
         let mut budget = SpinBudget::new();
         while !self.is_done() {
@@ -130,7 +147,7 @@ impl BusThread {
                 budget.slept(begin.elapsed());
             }
         }
-        self.end();
+        self.end()
     }
 
     /// Looks at everything once; whether anything was there.
@@ -138,6 +155,7 @@ impl BusThread {
         let mut moved = self.take_posts();
         moved |= self.read_local();
         moved |= self.flush();
+        moved |= self.go_on_replacing();
         if let Some(number) = self.appends.acknowledged(&*self.global) {
             self.core.durable(self.clock.now(), number);
             self.carry_out();
@@ -166,25 +184,41 @@ impl BusThread {
 
     fn take_post(&mut self, post: Post) {
         match post {
-            Post::Submit(submit) => match self.not_ready() {
-                Some(reason) => {
-                    let _ = submit.waiter.send(Reply::Unavailable(reason));
-                }
-                None => {
-                    // Only those who need the disk pay for a look at it.
-                    if submit.must_be_durable() {
-                        self.look_at_health();
-                    }
-                    self.core.submit(self.clock.now(), submit);
-                }
-            },
+            Post::Submit(submit) if self.replacing.is_some() => self.hold(submit),
+            Post::Submit(submit) => self.submit(submit),
             Post::Collect(id, waiter) => self.core.collect(id, waiter),
             Post::Status(waiter) => {
                 let _ = waiter.send(self.status());
             }
-            Post::Workers(states) => self.workers = states,
-            Post::Stop(done) => self.stopping = Some((Instant::now() + DRAIN, done)),
+            Post::Workers(number, states) if number == self.source.number() => {
+                self.workers = states;
+            }
+            // Of a sandbox that does not serve yet, or no more.
+            Post::Workers(..) => {}
+            Post::Replace(replacement) => self.begin_replacing(replacement),
+            Post::Stop(Stop { patience, done }) => {
+                self.give_up_replacing();
+                self.stopping = Some((Instant::now() + patience, done));
+            }
         }
+    }
+
+    pub(super) fn submit(&mut self, submit: Submit<Waiter>) {
+        if let Some(reason) = self.not_ready() {
+            let _ = submit.waiter.send(Reply::Unavailable(reason));
+            return;
+        }
+        if submit.payload.len() > self.max_payload_bytes {
+            // The front door has let it in under the limit of the version before.
+            let reason = "the application was replaced by a version that takes less at once";
+            let _ = submit.waiter.send(Reply::Unavailable(reason.into()));
+            return;
+        }
+        // Only those who need the disk pay for a look at it.
+        if submit.must_be_durable() {
+            self.look_at_health();
+        }
+        self.core.submit(self.clock.now(), submit);
     }
 
     pub(super) fn read_local(&mut self) -> bool {
@@ -313,15 +347,25 @@ impl BusThread {
         self.core.is_idle() || self.local.is_none() || Instant::now() >= *deadline
     }
 
-    fn end(mut self) {
+    fn end(mut self) -> End {
+        let open = self.core.in_flight();
         if let Err(error) = self.global.close(Instant::now() + Duration::from_secs(5)) {
             tracing::error!(app = %self.app, %error, "not everything is backed up");
         }
         self.mailbox.set_ringer(None);
         self.local = None;
-        if let Some((_, done)) = self.stopping {
-            self.source.shut_down(Duration::from_secs(3));
-            let _ = done.send(());
-        }
+        let Some((_, done)) = self.stopping.take() else {
+            return End::TakenOver;
+        };
+        self.source.shut_down(Duration::from_secs(3));
+        let _ = done.send(open);
+        End::Stopped
+    }
+}
+
+impl Drop for BusThread {
+    /// However it ends, also by a panic, nobody waits for it in vain.
+    fn drop(&mut self) {
+        self.mailbox.close();
     }
 }

@@ -85,7 +85,7 @@ fn data(text: &str) -> anyhow::Result<Vec<u8>> {
 
 fn address(args: &Args) -> anyhow::Result<SocketAddr> {
     let Some(url) = &args.url else {
-        let socket = Places::control_socket(&run_dir(args.run_dir.as_deref()), &args.app);
+        let socket = Places::socket_for(&run_dir(args.run_dir.as_deref()), &args.app);
         let agent = ask(&socket, Question::Status)?;
         return agent.address.parse().context("the agent's address");
     };

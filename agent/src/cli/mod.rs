@@ -1,12 +1,16 @@
 //! The `sandpipe` command.
 
+mod agent;
+mod deploy;
 mod doctor;
 mod invoke;
+mod logs;
 mod run;
 mod status;
 mod trace;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 
@@ -14,6 +18,9 @@ use clap::{Parser, Subcommand};
 const FAILED: u8 = 1;
 /// Exit code of a command that was called wrongly; clap uses the same.
 const USAGE: u8 = 2;
+
+/// Signals to end within this time of the first are the same request.
+const ONE_REQUEST: Duration = Duration::from_millis(500);
 
 #[derive(Debug, Parser)]
 #[command(
@@ -33,6 +40,16 @@ struct Cli {
 enum Command {
     /// Run an application: agent, global bus and front door in one command
     Run(run::Args),
+    /// Run the long-lived agent of this host: applications are deployed while it runs
+    Agent(agent::Args),
+    /// Deploy an application on the running agent, or a new version of it
+    Deploy(deploy::DeployArgs),
+    /// End an application on the running agent
+    Undeploy(deploy::UndeployArgs),
+    /// List the applications of the running agent
+    Ps(deploy::PsArgs),
+    /// Print what grains wrote to standard output and error
+    Logs(logs::Args),
     /// Send an event to a running application and print the answer
     Invoke(invoke::Args),
     /// Say how a running application is, or stop it
@@ -62,6 +79,11 @@ pub fn main() -> ExitCode {
     }
     let result = match Cli::parse().command {
         Command::Run(args) => run::run(&args),
+        Command::Agent(args) => agent::agent(&args),
+        Command::Deploy(args) => deploy::deploy(&args),
+        Command::Undeploy(args) => deploy::undeploy(&args),
+        Command::Ps(args) => deploy::ps(&args),
+        Command::Logs(args) => logs::logs(&args),
         Command::Invoke(args) => invoke::invoke(&args),
         Command::Status(args) => status::status(&args),
         Command::Doctor(args) => Ok(doctor::doctor(&args)),
@@ -75,4 +97,15 @@ pub fn main() -> ExitCode {
         let usage = error.downcast_ref::<crate::config::ConfigError>().is_some();
         ExitCode::from(if usage { USAGE } else { FAILED })
     })
+}
+
+/// What the agent says goes to standard error; SANDPIPE_LOG chooses how much.
+fn log_to_stderr() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("SANDPIPE_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .with_writer(std::io::stderr)
+        .try_init();
 }

@@ -14,11 +14,14 @@ use tokio::sync::Notify;
 
 use crate::application::{Application, BusChoice, Places};
 use crate::config::AppSpec;
-use crate::control::{AgentStatus, Control};
+use crate::control::{AgentStatus, Answer, Control, Question};
 use crate::front_door::{self, FrontDoor};
 
 /// How long grains may take to load before the URL is printed all the same.
 const LOAD: Duration = Duration::from_secs(20);
+
+/// How long open requests may take at the end.
+const DRAIN: Duration = Duration::from_secs(10);
 
 /// How long open connections may take at the end.
 const CONNECTIONS: Duration = Duration::from_secs(2);
@@ -68,7 +71,7 @@ enum Bus {
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    log_to_stderr();
+    super::log_to_stderr();
     let spec = AppSpec::load(&args.app)?;
     let places = Places::new(
         &spec.name,
@@ -89,12 +92,9 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     };
     let application = Application::start(&spec, &places, &bus)?;
     let served = runtime.block_on(serve(args, &spec, listener, &control, &application));
-    application.stop();
+    application.stop(DRAIN);
     served
 }
-
-/// Signals to end within this time of the first are the same request.
-const ONE_REQUEST: Duration = Duration::from_millis(500);
 
 async fn serve(
     args: &Args,
@@ -142,7 +142,7 @@ async fn serve(
     tokio::spawn(async move {
         // Supervisors signal the process and then its group: that is one request to end, not two.
         let signalled = Instant::now();
-        while signalled.elapsed() < ONE_REQUEST {
+        while signalled.elapsed() < super::ONE_REQUEST {
             tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
         }
         std::process::exit(i32::from(super::FAILED));
@@ -166,10 +166,18 @@ fn answer_control(
         url: format!("http://{address}"),
         address: address.to_string(),
         apps: runtime.block_on(door.status()),
+        deployments: Vec::new(),
+    };
+    let answer = move |question: &Question| match question {
+        Question::Status | Question::Shutdown => Answer::Status(Box::new(status())),
+        Question::Deploy { .. } | Question::Undeploy { .. } => Answer::Refused {
+            reason: "this is a `sandpipe run` of one application; start `sandpipe agent`".into(),
+            wrong_file: false,
+        },
     };
     let stop = Arc::clone(stop);
     control
-        .serve(status, move || stop.notify_one())
+        .serve(answer, move || stop.notify_one())
         .context("the control socket")
 }
 
@@ -214,14 +222,4 @@ fn announce(
     writeln!(out, "  sandpipe invoke {} --data hello", spec.name)?;
     writeln!(out, "  curl --data-binary hello {url}")?;
     Ok(out.flush()?)
-}
-
-fn log_to_stderr() {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("SANDPIPE_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    let _ = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-        .with_writer(std::io::stderr)
-        .try_init();
 }

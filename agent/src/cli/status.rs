@@ -27,13 +27,29 @@ pub(super) struct Args {
 }
 
 pub(super) fn status(args: &Args) -> anyhow::Result<ExitCode> {
-    let socket = Places::control_socket(&run_dir(args.run_dir.as_deref()), &args.app);
+    let socket = Places::socket_for(&run_dir(args.run_dir.as_deref()), &args.app);
     let question = if args.shutdown {
         Question::Shutdown
     } else {
         Question::Status
     };
-    let agent = ask(&socket, question)?;
+    let of_agent = socket.file_name().is_some_and(|name| name == "agent.sock");
+    if of_agent && args.shutdown {
+        anyhow::bail!(
+            "{0} may share its agent; end it with: sandpipe undeploy {0}",
+            args.app
+        );
+    }
+    let mut agent = ask(&socket, question)?;
+    if of_agent {
+        agent.apps.retain(|app| app.app == args.app);
+        if agent.apps.is_empty() {
+            anyhow::bail!(
+                "{} does not run here; sandpipe ps shows what does",
+                args.app
+            );
+        }
+    }
     if args.json {
         println!("{}", serde_json::to_string_pretty(&agent)?);
         return Ok(ExitCode::SUCCESS);

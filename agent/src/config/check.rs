@@ -294,7 +294,8 @@ fn millicores(cores: &Spanned<f64>, problems: &mut Problems<'_>) -> Option<u64> 
     Some(rounded)
 }
 
-fn number(
+/// A number within a range; the default where none is given, or a wrong one.
+pub(super) fn number(
     name: &str,
     raw: Option<&Spanned<i64>>,
     range: RangeInclusive<u64>,

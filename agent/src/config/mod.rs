@@ -2,6 +2,7 @@
 //!
 //! Everything that is wrong is said at once, each with its line and what to do about it.
 
+mod agent;
 mod check;
 mod error;
 mod graph;
@@ -14,6 +15,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub use agent::{AgentSpec, LogLimits};
 pub use error::{ConfigError, Problem};
 
 /// An application as its `app.toml` describes it, checked: every index is in range, every grain

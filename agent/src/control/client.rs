@@ -5,7 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::{AgentStatus, Question};
+use super::{AgentStatus, Answer, Question};
 
 /// How long an agent may take: longer than its slowest application.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -15,7 +15,10 @@ const PATIENCE: Duration = Duration::from_secs(5);
 #[non_exhaustive]
 pub enum ControlError {
     /// Nobody is there.
-    #[error("no agent answers at {}; start it with `sandpipe run app.toml`", path.display())]
+    #[error(
+        "no agent answers at {}; start it with `sandpipe run app.toml` or `sandpipe agent`",
+        path.display()
+    )]
     Nobody {
         /// The socket.
         path: PathBuf,
@@ -28,21 +31,51 @@ pub enum ControlError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// The agent does not do it.
+    #[error("{reason}")]
+    Refused {
+        /// Why, and what to do.
+        reason: String,
+        /// The caller's file is wrong.
+        wrong_file: bool,
+    },
 }
 
-/// Asks the agent at a control socket. Blocks for at most some seconds.
+/// Asks the agent at a control socket how it is, or tells it to end. Blocks for at most some
+/// seconds.
 ///
 /// # Errors
 /// [`ControlError`].
 pub fn ask(path: &Path, question: Question) -> Result<AgentStatus, ControlError> {
+    match order(path, &question)? {
+        Answer::Status(status) => Ok(*status),
+        Answer::Refused { reason, wrong_file } => Err(ControlError::Refused { reason, wrong_file }),
+        other => Err(ControlError::Broken {
+            path: path.to_path_buf(),
+            source: std::io::Error::other(format!("an answer to something else: {other:?}")),
+        }),
+    }
+}
+
+/// Asks the agent at a control socket anything. Blocks for as long as the agent takes, which for a
+/// deployment is until its grains have loaded; if the caller dies, the agent goes on.
+///
+/// # Errors
+/// [`ControlError`]; a refusal is an answer here.
+pub fn order(path: &Path, question: &Question) -> Result<Answer, ControlError> {
     let nobody = |_| ControlError::Nobody {
         path: path.to_path_buf(),
     };
     let mut stream = UnixStream::connect(path).map_err(nobody)?;
-    let talk = || -> std::io::Result<AgentStatus> {
-        stream.set_read_timeout(Some(PATIENCE))?;
+    let patience = match question {
+        Question::Status | Question::Shutdown => Some(PATIENCE),
+        // The agent has time limits of its own.
+        _ => None,
+    };
+    let talk = || -> std::io::Result<Answer> {
+        stream.set_read_timeout(patience)?;
         stream.set_write_timeout(Some(PATIENCE))?;
-        writeln!(stream, "{}", serde_json::to_string(&question)?)?;
+        writeln!(stream, "{}", serde_json::to_string(question)?)?;
         let mut line = String::new();
         BufReader::new(&stream).read_line(&mut line)?;
         Ok(serde_json::from_str(&line)?)

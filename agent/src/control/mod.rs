@@ -1,28 +1,67 @@
-//! The agent's control socket: who is there, and stop. Only its own user may talk to it.
+//! The agent's control socket: who is there, deploy, undeploy, stop. Only its own user may talk to
+//! it.
 
 mod client;
 mod server;
 #[cfg(test)]
 mod tests;
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
 use crate::bridge::AppStatus;
+use crate::host::{Deployed, DeploymentStatus, Undeployed};
 
-pub use client::{ControlError, ask};
+pub use client::{ControlError, ask, order};
 pub use server::{Control, ListenError};
 
 /// What can be asked: one JSON value on a line.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Question {
     /// How is everything?
     Status,
     /// Finish what is open, end the sandbox, then end.
     Shutdown,
+    /// Deploy an application, or a new version of it.
+    Deploy {
+        /// Its `app.toml`, absolute.
+        file: PathBuf,
+        /// How long the running version may take with what is open, in milliseconds.
+        drain_ms: Option<u64>,
+    },
+    /// End an application.
+    Undeploy {
+        /// Its name.
+        app: String,
+        /// How long it may take with what is open, in milliseconds.
+        drain_ms: Option<u64>,
+        /// Remove its messages too.
+        purge: bool,
+    },
 }
 
 /// The answer: one JSON value on a line.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Answer {
+    /// To [`Question::Status`] and [`Question::Shutdown`].
+    Status(Box<AgentStatus>),
+    /// To [`Question::Deploy`].
+    Deployed(Deployed),
+    /// To [`Question::Undeploy`].
+    Undeployed(Undeployed),
+    /// Nothing was changed.
+    Refused {
+        /// Why, and what to do.
+        reason: String,
+        /// The caller's file is wrong.
+        wrong_file: bool,
+    },
+}
+
+/// How an agent is.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct AgentStatus {
     /// The agent's process.
@@ -33,4 +72,7 @@ pub struct AgentStatus {
     pub address: String,
     /// Its applications.
     pub apps: Vec<AppStatus>,
+    /// What is deployed on it; empty for a `sandpipe run`.
+    #[serde(default)]
+    pub deployments: Vec<DeploymentStatus>,
 }

@@ -4,12 +4,20 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use super::{AgentStatus, Question, ask};
+use super::{Answer, Question, ask};
 
 /// How long one who has connected may take to ask.
 const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Connections that are served at once; who comes beyond is hung up on.
+const TALKING_MAX: usize = 16;
+
+/// The longest question: a path, escaped.
+const QUESTION_BYTES_MAX: u64 = 32 << 10;
 
 /// A bound control socket; it is removed when this is dropped.
 #[derive(Debug)]
@@ -22,7 +30,7 @@ pub struct Control {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ListenError {
-    /// An agent of this application lives.
+    /// An agent of this application, or of this run directory, lives.
     #[error(
         "an agent already runs {app} (pid {pid}, {url}); stop it, or start this one with another \
          --run-dir and --data-dir"
@@ -82,23 +90,31 @@ impl Control {
         })
     }
 
-    /// Answers on a thread of its own, for as long as the process lives. `status` may block for a
-    /// while; `stop` must not.
+    /// Answers on threads of its own, for as long as the process lives. `answer` may block for as
+    /// long as it takes; `stop`, called after the answer to [`Question::Shutdown`], must not.
+    ///
+    /// # Errors
+    /// No thread can be made.
     pub fn serve(
         &self,
-        status: impl Fn() -> AgentStatus + Send + 'static,
-        stop: impl Fn() + Send + 'static,
+        answer: impl Fn(&Question) -> Answer + Send + Sync + 'static,
+        stop: impl Fn() + Send + Sync + 'static,
     ) -> std::io::Result<()> {
         let listener = self.listener.try_clone()?;
-        let answer = move || {
+        let desk = Arc::new(Desk {
+            answer: Box::new(answer),
+            stop: Box::new(stop),
+            talking: AtomicUsize::new(0),
+        });
+        let accept = move || {
             for stream in listener.incoming().flatten() {
                 // One who hangs up or talks nonsense gets nothing.
-                let _ = serve_one(&stream, &status, &stop);
+                let _ = Desk::begin(&desk, stream);
             }
         };
         std::thread::Builder::new()
             .name("control".into())
-            .spawn(answer)?;
+            .spawn(accept)?;
         Ok(())
     }
 }
@@ -109,11 +125,38 @@ impl Drop for Control {
     }
 }
 
-fn serve_one(
-    stream: &UnixStream,
-    status: &dyn Fn() -> AgentStatus,
-    stop: &dyn Fn(),
-) -> std::io::Result<()> {
+/// Who answers.
+struct Desk {
+    answer: Box<dyn Fn(&Question) -> Answer + Send + Sync>,
+    stop: Box<dyn Fn() + Send + Sync>,
+    /// Connections that are being served.
+    talking: AtomicUsize,
+}
+
+impl Desk {
+    /// Serves a connection on a thread of its own: a deployment takes seconds, and nobody who asks
+    /// how things are waits for it.
+    fn begin(desk: &Arc<Desk>, stream: UnixStream) -> std::io::Result<()> {
+        if desk.talking.fetch_add(1, Ordering::SeqCst) >= TALKING_MAX {
+            desk.talking.fetch_sub(1, Ordering::SeqCst);
+            return Ok(());
+        }
+        let own = Arc::clone(desk);
+        let talk = move || {
+            let _ = serve_one(&stream, &own);
+            own.talking.fetch_sub(1, Ordering::SeqCst);
+        };
+        let spawned = std::thread::Builder::new()
+            .name("control-talk".into())
+            .spawn(talk);
+        if spawned.is_err() {
+            desk.talking.fetch_sub(1, Ordering::SeqCst);
+        }
+        spawned.map(drop)
+    }
+}
+
+fn serve_one(stream: &UnixStream, desk: &Desk) -> std::io::Result<()> {
     let peer = rustix::net::sockopt::socket_peercred(stream)?;
     if peer.uid != rustix::process::geteuid() {
         tracing::warn!(
@@ -125,14 +168,14 @@ fn serve_one(
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     let mut line = String::new();
-    BufReader::new(std::io::Read::take(stream, 1024)).read_line(&mut line)?;
+    BufReader::new(std::io::Read::take(stream, QUESTION_BYTES_MAX)).read_line(&mut line)?;
     let question: Question = serde_json::from_str(&line)?;
-    let mut answer = serde_json::to_string(&status())?;
+    let mut answer = serde_json::to_string(&(desk.answer)(&question))?;
     answer.push('\n');
     let mut writer = stream;
     writer.write_all(answer.as_bytes())?;
     if question == Question::Shutdown {
-        stop();
+        (desk.stop)();
     }
     Ok(())
 }

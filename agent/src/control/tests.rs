@@ -13,13 +13,17 @@ fn status() -> AgentStatus {
     }
 }
 
+fn answer(_: &Question) -> Answer {
+    Answer::Status(Box::new(status()))
+}
+
 /// Serves at `path`, as long as it lives; and whether it was told to stop.
 fn serve(path: &std::path::Path) -> (Control, Arc<AtomicBool>) {
     let control = Control::bind(path, "app").unwrap();
     let stopped = Arc::new(AtomicBool::new(false));
     let stop = Arc::clone(&stopped);
     control
-        .serve(status, move || stop.store(true, Ordering::SeqCst))
+        .serve(answer, move || stop.store(true, Ordering::SeqCst))
         .unwrap();
     (control, stopped)
 }
@@ -53,7 +57,7 @@ fn a_second_agent_of_the_application_is_told_of_the_first() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("agent-app.sock");
     let control = Control::bind(&path, "app").unwrap();
-    control.serve(status, || {}).unwrap();
+    control.serve(answer, || {}).unwrap();
     let error = Control::bind(&path, "app").unwrap_err().to_string();
     assert!(
         error.contains("pid 7") && error.contains("--run-dir"),

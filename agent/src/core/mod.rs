@@ -195,6 +195,28 @@ impl<W> Core<W> {
         self.backlog.iter().any(|queue| !queue.is_empty())
     }
 
+    /// Another version of the application goes on from here. Ids, counts and kept answers stay.
+    ///
+    /// # Panics
+    /// Unless the core [is idle](Core::is_idle): what is open knows its grains by their indices.
+    pub fn rewire(&mut self, workflow: Workflow) {
+        assert!(self.is_idle(), "only an idle core can be rewired");
+        self.backlog = workflow.grains.iter().map(|_| VecDeque::new()).collect();
+        // This agent's, whatever the other version was started with.
+        let (epoch, partitions) = (self.workflow.epoch, self.workflow.partitions);
+        self.workflow = Workflow {
+            epoch,
+            partitions,
+            ..workflow
+        };
+    }
+
+    /// Requests that may be open at once.
+    #[must_use]
+    pub fn max_in_flight(&self) -> usize {
+        self.workflow.max_in_flight
+    }
+
     /// Requests that are open.
     #[must_use]
     pub fn in_flight(&self) -> usize {

@@ -25,11 +25,11 @@ pub(super) async fn invoke(
     request: Request,
 ) -> Response {
     let begin = Instant::now();
-    let Some(app) = door.apps.get(name.as_str()) else {
+    let Some(app) = door.app(&name) else {
         // A name that a stranger chose is no label: it would grow the metrics without bound.
         return unknown_app(&door, &name).into_response();
     };
-    let response = match handle(app, request).await {
+    let response = match handle(&app, request).await {
         Ok(response) => response,
         Err(problem) => problem.into_response(),
     };
@@ -185,11 +185,14 @@ fn unavailable(detail: String) -> Problem {
 }
 
 fn unknown_app(door: &FrontDoor, name: &str) -> Problem {
-    let known: Vec<&str> = door.apps.keys().map(|name| &**name).collect();
+    let known: Vec<Arc<str>> = door.apps().into_iter().map(|app| app.name).collect();
     let name: String = name.chars().take(64).collect();
-    let detail = format!(
-        "no application \"{name}\" here; there is: {}",
-        known.join(", ")
-    );
+    let detail = match known.is_empty() {
+        true => format!("no application \"{name}\" here; none is deployed"),
+        false => format!(
+            "no application \"{name}\" here; there is: {}",
+            known.join(", ")
+        ),
+    };
     Problem::new(StatusCode::NOT_FOUND, "unknown_application", detail)
 }

@@ -20,7 +20,7 @@ mod server;
 mod tests;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
@@ -47,9 +47,9 @@ pub struct AppDoor {
 }
 
 /// Everything behind the front door.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct FrontDoor {
-    apps: BTreeMap<Arc<str>, AppDoor>,
+    apps: RwLock<BTreeMap<Arc<str>, AppDoor>>,
     metrics: Metrics,
 }
 
@@ -57,21 +57,50 @@ impl FrontDoor {
     /// A front door for these applications.
     #[must_use]
     pub fn new(apps: Vec<AppDoor>) -> FrontDoor {
-        FrontDoor {
-            apps: apps
-                .into_iter()
-                .map(|app| (Arc::clone(&app.name), app))
-                .collect(),
-            metrics: Metrics::default(),
-        }
+        let door = FrontDoor::default();
+        apps.into_iter().for_each(|app| door.open(app));
+        door
+    }
+
+    /// Lets requests in to this application, in place of one of the same name.
+    pub fn open(&self, app: AppDoor) {
+        let mut apps = self.apps.write().unwrap_or_else(PoisonError::into_inner);
+        apps.insert(Arc::clone(&app.name), app);
+    }
+
+    /// Lets no request in to this application any more.
+    pub fn close(&self, app: &str) {
+        let mut apps = self.apps.write().unwrap_or_else(PoisonError::into_inner);
+        apps.remove(app);
+    }
+
+    /// The application of that name.
+    #[must_use]
+    pub fn app(&self, name: &str) -> Option<AppDoor> {
+        let apps = self.apps.read().unwrap_or_else(PoisonError::into_inner);
+        apps.get(name).cloned()
+    }
+
+    /// All of them, by name.
+    #[must_use]
+    pub fn apps(&self) -> Vec<AppDoor> {
+        let apps = self.apps.read().unwrap_or_else(PoisonError::into_inner);
+        apps.values().cloned().collect()
     }
 
     /// How each application is. One that does not answer in time says so.
     pub async fn status(&self) -> Vec<AppStatus> {
+        let asked: Vec<_> = self
+            .apps()
+            .into_iter()
+            .map(|app| {
+                let (waiter, answer) = oneshot::channel();
+                app.mailbox.post(Post::Status(waiter));
+                (app, answer)
+            })
+            .collect();
         let mut all = Vec::new();
-        for app in self.apps.values() {
-            let (waiter, answer) = oneshot::channel();
-            app.mailbox.post(Post::Status(waiter));
+        for (app, answer) in asked {
             let status = match tokio::time::timeout(STATUS_WAIT, answer).await {
                 Ok(Ok(status)) => status,
                 _ => AppStatus {

@@ -23,17 +23,17 @@ pub(super) async fn collect(
         let detail = "an id has 32 hexadecimal digits";
         return Problem::new(StatusCode::NOT_FOUND, "unknown_result", detail).into_response();
     };
-    let mut found = ("", Reply::Unknown);
-    for app in door.apps.values() {
+    let mut found = (Arc::default(), Reply::Unknown);
+    for app in door.apps() {
         let (waiter, reply) = oneshot::channel();
         app.mailbox.post(Post::Collect(id, waiter));
         match reply.await {
             Ok(Reply::Unknown) | Err(_) => {}
             Ok(reply) => {
-                found = (&app.name, reply);
+                found = (app.name, reply);
                 break;
             }
         }
     }
-    respond(found.0, found.1).unwrap_or_else(IntoResponse::into_response)
+    respond(&found.0, found.1).unwrap_or_else(IntoResponse::into_response)
 }

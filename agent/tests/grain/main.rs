@@ -21,7 +21,7 @@ fn handle(event: &Event, context: &mut Context<'_>) -> Result<Output, HandlerErr
     if let Some((whom, rest)) = text.split_once(": ")
         && (whom == "*" || whom == context.grain())
     {
-        obey(rest)?;
+        obey(rest, context)?;
         if let Some(rest) = rest.strip_prefix("grow ") {
             let bytes: usize = rest.split(' ').next().unwrap_or_default().parse()?;
             return Ok(Output::from(vec![b'x'; bytes]));
@@ -45,7 +45,7 @@ fn note(text: &str, context: &Context<'_>) {
     }
 }
 
-fn obey(order: &str) -> Result<(), HandlerError> {
+fn obey(order: &str, context: &Context<'_>) -> Result<(), HandlerError> {
     let (order, value) = order.trim().split_once(' ').unwrap_or((order.trim(), ""));
     let number = value
         .split(' ')
@@ -56,6 +56,12 @@ fn obey(order: &str) -> Result<(), HandlerError> {
     match order {
         "sleep" => std::thread::sleep(Duration::from_millis(number)),
         "fail" => return Err(HandlerError::from("it was told to fail")),
+        "log" => {
+            println!("plain on stdout");
+            eprintln!("plain on stderr");
+            context.log("two lines\nwith their event");
+        }
+        "flood" => flood(number),
         "panic" => panic!("it was told to panic"),
         "exit" => std::process::exit(3),
         "abort" => std::process::abort(),
@@ -124,4 +130,13 @@ fn range_of(line: &str) -> Option<std::ops::Range<u64>> {
     let (from, to) = line.split_once(' ')?.0.split_once('-')?;
     let number = |text| u64::from_str_radix(text, 16).ok();
     Some(number(from)?..number(to)?)
+}
+
+/// Writes so many MiB to standard error.
+fn flood(mib: u64) {
+    let line = [[b'f'; 1023].as_slice(), b"\n"].concat();
+    let mib_of_lines = line.repeat(1024);
+    for _ in 0..mib {
+        let _ = std::io::stderr().write_all(&mib_of_lines);
+    }
 }

@@ -301,18 +301,23 @@ pub fn kill(pid: u32, signal: &str) {
         .status();
 }
 
+/// Whether the long counts are asked for.
+pub fn is_full() -> bool {
+    std::env::var_os("SANDPIPE_FULL").is_some()
+}
+
 pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-fn processes() -> Vec<u32> {
+pub fn processes() -> Vec<u32> {
     let entries = fs::read_dir("/proc").unwrap().flatten();
     entries
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
         .collect()
 }
 
-fn cgroups_named(directory: &Path, app: &str, depth: usize) -> Vec<PathBuf> {
+pub fn cgroups_named(directory: &Path, app: &str, depth: usize) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
         if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {

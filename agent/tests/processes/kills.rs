@@ -192,7 +192,7 @@ fn a_hang_up_signal_and_a_client_that_hangs_up_change_nothing() {
 #[test]
 fn random_kills_of_instances_under_load_lose_nothing() {
     // With --full for a minute.
-    let full = std::env::var_os("SANDPIPE_FULL").is_some();
+    let full = super::harness::is_full();
     let end = Instant::now() + Duration::from_secs(if full { 60 } else { 0 });
     let place = Place::chain(&["a", "b", "c"], "max_attempts = 50", "");
     let agent = place.start();

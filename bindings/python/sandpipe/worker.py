@@ -14,7 +14,7 @@ import signal
 import sys
 
 import _sandpipe
-from sandpipe import Context, Event
+from sandpipe import Context, Event, marks
 from sandpipe.answers import encode, explain
 from sandpipe.loading import load
 from sandpipe.touch import touch
@@ -30,6 +30,7 @@ def main():
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True)
+    marks.install()
     return _sandpipe.run_worker(Grain)
 
 
@@ -46,6 +47,7 @@ class Grain:
     def __init__(self, handler, name):
         self.handler = handler
         self.name = name
+        self.named = None  # what app.toml names
         self.function = None
         self.on_fork = None
         self.frozen = False
@@ -53,7 +55,8 @@ class Grain:
     def load(self):
         """In the worker, once. Returns None, or the traceback of what failed."""
         try:
-            module, self.function = load(self.handler)
+            module, self.named = load(self.handler)
+            self.function = marks.marking(self.named)
             self.on_fork = getattr(module, "on_fork", None)
             on_load = getattr(module, "on_load", None)
             if on_load is not None:
@@ -96,7 +99,7 @@ class Grain:
         event, context = Event(b"{}"), Context()
         event.json()
         encode({"id": event.id, "of": context.grain})
-        touch(self.function)
+        touch(self.named)
 
     def before_exit(self):
         """In an instance, after its last event."""

@@ -1,5 +1,6 @@
 //! What a worker writes: the last of it kept for the status, all of it passed on.
 
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -8,7 +9,9 @@ use std::path::Path;
 use rustix::fs::{Mode, OFlags, open};
 
 use super::events::{Events, Watch};
+use super::log_file::{self, LogFile};
 use super::supervisor::Source;
+use crate::LogLimits;
 
 /// How much of a worker's output is kept.
 const TAIL_BYTES: usize = 8 << 10;
@@ -17,8 +20,11 @@ const READ_BYTES: usize = 64 << 10;
 
 /// Where output goes. Writing never blocks init: what the reader does not take is dropped.
 #[derive(Debug)]
-pub(super) struct Sink {
-    fd: OwnedFd,
+pub(super) enum Sink {
+    /// As it comes.
+    Raw(OwnedFd),
+    /// In lines, limited.
+    Lines(RefCell<LogFile>),
 }
 
 impl Sink {
@@ -27,15 +33,14 @@ impl Sink {
         // Its flags are shared with the agent, so it is opened anew to be non-blocking.
         let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
         let own = Sink::open(Path::new(&path), OFlags::empty());
-        Sink {
-            fd: own.unwrap_or(fd),
-        }
+        Sink::Raw(own.unwrap_or(fd))
     }
 
     /// A log file, appended to.
-    pub(super) fn file(path: &Path) -> io::Result<Sink> {
-        Ok(Sink {
-            fd: Sink::open(path, OFlags::CREATE)?,
+    pub(super) fn file(path: &Path, limits: Option<LogLimits>) -> io::Result<Sink> {
+        Ok(match limits {
+            None => Sink::Raw(Sink::open(path, OFlags::CREATE)?),
+            Some(limits) => Sink::Lines(RefCell::new(LogFile::new(path, limits))),
         })
     }
 
@@ -48,26 +53,33 @@ impl Sink {
         )?)
     }
 
-    pub(super) fn write(&self, mut bytes: &[u8]) {
-        use rustix::event::{PollFd, PollFlags, Timespec, poll};
-        while !bytes.is_empty() {
-            let now = Timespec {
-                tv_sec: 0,
-                tv_nsec: 0,
-            };
-            let mut ask = [PollFd::new(&self.fd, PollFlags::OUT)];
-            let writable =
-                poll(&mut ask, Some(&now)).is_ok() && ask[0].revents().contains(PollFlags::OUT);
-            if !writable {
-                return;
-            }
-            // A pipe that is writable takes this much without blocking, whoever opened it.
-            let some = &bytes[..bytes.len().min(4096)];
-            match rustix::io::write(&self.fd, some) {
-                Ok(written) => bytes = &bytes[written..],
-                Err(rustix::io::Errno::INTR) => {}
-                Err(_) => return,
-            }
+    pub(super) fn write(&self, bytes: &[u8]) {
+        match self {
+            Sink::Raw(fd) => write_raw(fd, bytes),
+            Sink::Lines(file) => file.borrow_mut().write(bytes),
+        }
+    }
+}
+
+fn write_raw(fd: &OwnedFd, mut bytes: &[u8]) {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    while !bytes.is_empty() {
+        let now = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        let mut ask = [PollFd::new(fd, PollFlags::OUT)];
+        let writable =
+            poll(&mut ask, Some(&now)).is_ok() && ask[0].revents().contains(PollFlags::OUT);
+        if !writable {
+            return;
+        }
+        // A pipe that is writable takes this much without blocking, whoever opened it.
+        let some = &bytes[..bytes.len().min(4096)];
+        match rustix::io::write(fd, some) {
+            Ok(written) => bytes = &bytes[written..],
+            Err(rustix::io::Errno::INTR) => {}
+            Err(_) => return,
         }
     }
 }
@@ -151,7 +163,7 @@ impl Output {
             self.pass_on(sink, &tail);
         }
         self.last_complaint = if self.unseen { Vec::new() } else { complaint };
-        String::from_utf8_lossy(&tail).into_owned()
+        String::from_utf8_lossy(&log_file::without_marks(&tail)).into_owned()
     }
 
     fn take(&mut self, bytes: &[u8], sink: Option<&Sink>) {
@@ -203,7 +215,7 @@ mod tests {
     fn a_repeated_complaint_is_passed_on_once_and_a_new_one_is_passed_on() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("log");
-        let sink = Sink::file(&path).unwrap();
+        let sink = Sink::file(&path, None).unwrap();
         let mut output = Output::default();
         write_once(&mut output, Some(&sink), false, "pid 7: no module\n");
         write_once(&mut output, Some(&sink), true, "pid 8: no module\n");
@@ -221,7 +233,7 @@ mod tests {
     fn a_complaint_that_nobody_saw_is_passed_on_when_it_comes_again() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("log");
-        let sink = Sink::file(&path).unwrap();
+        let sink = Sink::file(&path, None).unwrap();
         let mut output = Output::default();
         write_once(&mut output, None, false, "no module\n");
         write_once(&mut output, Some(&sink), true, "no module\n");
@@ -232,7 +244,7 @@ mod tests {
     #[test]
     fn only_the_last_8_kib_are_kept_and_a_full_pipe_blocks_nobody() {
         let (reader, writer) = rustix::pipe::pipe().unwrap();
-        let sink = Sink { fd: writer };
+        let sink = Sink::Raw(writer);
         let mut output = Output::default();
         for _ in 0..100 {
             output.take(&[b'a'; 4096], Some(&sink));

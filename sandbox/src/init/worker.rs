@@ -60,7 +60,7 @@ impl Worker {
     /// A worker that is due to be started.
     pub(super) fn new(family: FamilyIndex, spec: WorkerSpec) -> Worker {
         let log = spec.stderr_log.as_ref().and_then(|path| {
-            let opened = Sink::file(path);
+            let opened = Sink::file(path, spec.log_limits);
             opened
                 .inspect_err(|e| eprintln!("sandbox init: {}: {e}", path.display()))
                 .ok()

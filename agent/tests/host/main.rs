@@ -1,0 +1,12 @@
+//! The long-running agent with real processes: several applications, new versions under load,
+//! kills at every moment.
+
+mod changes;
+mod fleet;
+#[allow(dead_code, reason = "the tests of one application use the rest of it")]
+#[path = "../processes/harness.rs"]
+mod harness;
+mod kills;
+mod logs;
+mod rounds;
+mod service;

@@ -1,0 +1,80 @@
+//! Deployed and undeployed again and again, nothing stays.
+
+use super::fleet::{Agent, Fleet};
+use super::harness::until;
+
+/// What an agent and its host hold.
+#[derive(Debug, PartialEq, Eq)]
+struct Holdings {
+    descriptors: usize,
+    maps: usize,
+    threads: usize,
+    mounts: usize,
+    cgroups: usize,
+}
+
+fn holdings(fleet: &Fleet, agent: &Agent<'_>) -> Holdings {
+    let count = |path: String| std::fs::read_dir(path).unwrap().count();
+    let lines = |path: String| std::fs::read_to_string(path).unwrap().lines().count();
+    let of_agent = format!("/proc/{}", agent.pid());
+    let maps = std::fs::read_to_string(format!("{of_agent}/maps")).unwrap();
+    Holdings {
+        descriptors: count(format!("{of_agent}/fd")),
+        // What a sandbox shares with its agent; the heap's own maps come and go.
+        maps: maps.lines().filter(|line| line.contains("memfd:")).count(),
+        threads: count(format!("{of_agent}/task")),
+        mounts: lines(format!("{of_agent}/mountinfo")),
+        cgroups: fleet.cgroups().len(),
+    }
+}
+
+fn resident_kb(agent: &Agent<'_>) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{}/status", agent.pid())).unwrap();
+    let line = text
+        .lines()
+        .find(|line| line.starts_with("VmRSS:"))
+        .unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+#[test]
+fn after_hundreds_of_deployments_nothing_is_left_of_them() {
+    // Each is a first version, a second one that takes over, and an end.
+    let rounds = if super::harness::is_full() {
+        10_000
+    } else {
+        200
+    };
+    let fleet = Fleet::new();
+    let agent = fleet.start();
+    let round = |number: usize| {
+        fleet.deploy(&fleet.write("x", &["a"], "", "mode = \"pool\"\nconcurrency = 1"));
+        if number.is_multiple_of(4) {
+            fleet.deploy(&fleet.write("x", &["a", "b"], "", "mode = \"pool\"\nconcurrency = 1"));
+            assert_eq!(agent.post("x", "1").text(), "1ab");
+        }
+        fleet.ok(&["undeploy", &fleet.app("x"), "--purge"]);
+    };
+    // What is made once for all: threads of the runtime, arenas of the allocator.
+    (0..20).for_each(round);
+    let settled = |before: Option<&Holdings>| {
+        let mut now = holdings(&fleet, &agent);
+        until("threads and descriptors have settled", || {
+            let last = std::mem::replace(&mut now, holdings(&fleet, &agent));
+            std::thread::sleep(std::time::Duration::from_millis(100)); // the watchers' pace
+            before.map_or(last == now, |before| *before == now)
+        });
+        now
+    };
+    let (before, resident) = (settled(None), resident_kb(&agent));
+    (20..20 + rounds).for_each(round);
+    assert_eq!(settled(Some(&before)), before);
+    let grown = resident_kb(&agent).saturating_sub(resident);
+    // Less than a tenth of a KiB a round would be a page lost now and then.
+    let allowed = 2048 + rounds as u64 / 10;
+    assert!(grown < allowed, "{grown} KiB more than after 20 rounds");
+    assert!(fleet.workers().is_empty());
+    eprintln!("{rounds} rounds: {before:?}, {grown} KiB more resident");
+    agent.stop();
+    fleet.assert_clean();
+}

@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 
 use super::fleet::{Agent, Fleet};
-use super::harness::{SANDPIPE, until};
+use super::harness::{SANDPIPE, WATCHDOG, until};
 
 /// The lines of `sandpipe logs` with these arguments, as (grain, event, text).
 fn lines(fleet: &Fleet, arguments: &[&str]) -> Vec<(String, String, String)> {
@@ -75,18 +75,27 @@ fn logs_are_followed_over_rotations_versions_and_the_agents_death() {
     let mut agent = start();
     fleet.deploy(&fleet.write("x", &["a"], "", ""));
     let mut following = Command::new(SANDPIPE)
-        .args(["logs", "-f", "-n", "0", &fleet.app("x")])
+        .args(["logs", "-f", &fleet.app("x")])
         .env("SANDPIPE_RUN_DIR", fleet.run_dir())
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    let mut shown = BufReader::new(following.stdout.take().unwrap()).lines();
-    let mut expect = |event: &str| {
+    let shown = BufReader::new(following.stdout.take().unwrap()).lines();
+    let (told, lines) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        shown
+            .map_while(Result::ok)
+            .try_for_each(|line| told.send(line))
+    });
+    let expect = |event: &str| {
         let words = format!("{event} with their event");
-        let found = shown.any(|line| line.unwrap().ends_with(&words));
-        assert!(found, "the log ended without {words}");
+        while let Ok(line) = lines.recv_timeout(WATCHDOG) {
+            if line.ends_with(&words) {
+                return;
+            }
+        }
+        panic!("{words}: not shown within {WATCHDOG:?}");
     };
-    post(&agent, "a: log"); // makes the file
     for number in 0..60 {
         let event = post(&agent, "a: log");
         expect(&event);

@@ -5,10 +5,11 @@
 use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use sandpipe_agent::application::{Application, BusChoice, Places};
 use sandpipe_agent::config::AppSpec;
-use sandpipe_agent::control::{AgentStatus, Control};
+use sandpipe_agent::control::{AgentStatus, Answer, Control};
 use sandpipe_agent::front_door::{FrontDoor, bind, router};
 
 fn main() -> anyhow::Result<std::process::ExitCode> {
@@ -34,7 +35,9 @@ fn main() -> anyhow::Result<std::process::ExitCode> {
         .enable_all()
         .build()?;
     runtime.block_on(serve(door, &controls))?;
-    applications.into_iter().for_each(Application::stop);
+    for application in applications {
+        application.stop(Duration::from_secs(10));
+    }
     Ok(std::process::ExitCode::SUCCESS)
 }
 
@@ -49,8 +52,9 @@ async fn serve(door: Arc<FrontDoor>, controls: &[Control]) -> anyhow::Result<()>
             url: format!("http://{address}"),
             address: address.to_string(),
             apps: runtime.block_on(door.status()),
+            deployments: Vec::new(),
         };
-        control.serve(status, || ())?;
+        control.serve(move |_| Answer::Status(Box::new(status())), || ())?;
     }
     let url = serde_json::json!({ "url": format!("http://{address}/") });
     writeln!(std::io::stdout(), "{url}")?;

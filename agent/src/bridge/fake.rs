@@ -177,6 +177,13 @@ impl LocalBus for FakeSandbox {
         std::iter::once(of_agent).chain(of_grains).collect()
     }
 
+    fn queues(&self) -> Vec<QueueLoad> {
+        let knobs = self.knobs.lock().unwrap();
+        let waiting = knobs.queues.iter().map(VecDeque::len);
+        let load = |waiting| QueueLoad { waiting, taken: 0 };
+        std::iter::once(0).chain(waiting).map(load).collect()
+    }
+
     fn update(&mut self) -> Result<(), LocalError> {
         if self.knobs.lock().unwrap().generation != self.generation {
             return Err(LocalError::Ended("killed by the test".into()));

@@ -39,6 +39,10 @@ pub trait LocalBus: Send {
     /// among them now. Stops nobody.
     fn pool_sizes(&self) -> Vec<(u64, u64)>;
 
+    /// How many messages wait in, and were taken from, the agent's queue (first) and each grain's.
+    /// Stops nobody; costs a walk over them.
+    fn queues(&self) -> Vec<QueueLoad>;
+
     /// Takes news of the guardian: workers that were made anew. Never blocks.
     ///
     /// # Errors
@@ -51,6 +55,15 @@ pub trait LocalBus: Send {
 
     /// What wakes [`LocalBus::park`] from another thread.
     fn ringer(&self) -> Box<dyn Fn() + Send + Sync>;
+}
+
+/// What is in one queue and in the hands of its readers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct QueueLoad {
+    /// Messages that wait.
+    pub waiting: usize,
+    /// Messages that were taken and are not acknowledged.
+    pub taken: usize,
 }
 
 /// A grain that wrote what no honest one writes.

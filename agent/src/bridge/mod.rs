@@ -20,7 +20,7 @@ mod status;
 mod tests;
 mod thread;
 
-pub use local::{Attached, LocalBus, LocalError, Publish, Refused, SandboxSource};
+pub use local::{Attached, LocalBus, LocalError, Publish, QueueLoad, Refused, SandboxSource};
 pub use mailbox::{Mailbox, Post, Stop, Waiter};
 pub use replace::{NotReplaced, Replaced, Replacement};
 pub use sandbox_bus::SandboxBus;

@@ -65,6 +65,7 @@ impl BusThread {
                 // Before the news of what is finished, so that nothing is missed by both.
                 let alive = local.alive();
                 self.local = Some(local);
+                self.high_water.clear();
                 self.adopted |= adopted && self.attachments == 0;
                 self.attachments += 1;
                 while self.read_local() || self.make_room() {}

@@ -151,6 +151,7 @@ impl BusThread {
         self.local = Some(local);
         self.workers = sandbox.workers();
         self.refused.clear();
+        self.high_water.clear();
         self.attachments += 1;
         let unused = std::mem::replace(&mut self.source, sandbox);
         let outcome = Ok(());

@@ -11,7 +11,7 @@ use sandpipe::{
     TraceStamps, Violation,
 };
 
-use super::local::{LocalBus, LocalError, Publish, Refused};
+use super::local::{LocalBus, LocalError, Publish, QueueLoad, Refused};
 use super::read_ahead::ReadAhead;
 use crate::core::{Cause, Delivery, Local, News, Stamps};
 
@@ -234,6 +234,17 @@ impl LocalBus for SandboxBus {
         let families = 0..self.bus.topology().families().len() as u16;
         families
             .map(|family| self.bus.counters(FamilyIndex(family)))
+            .collect()
+    }
+
+    fn queues(&self) -> Vec<QueueLoad> {
+        let families = 0..self.bus.topology().families().len() as u16;
+        families
+            .map(|family| self.bus.audit(FamilyIndex(family)))
+            .map(|audit| QueueLoad {
+                waiting: audit.queued.len(),
+                taken: audit.in_flight.len(),
+            })
             .collect()
     }
 

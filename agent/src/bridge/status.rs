@@ -58,6 +58,15 @@ pub struct BusCounts {
     /// By how many extensions its pool has grown.
     #[serde(default)]
     pub pool_extensions: u64,
+    /// Messages that wait in its queue.
+    #[serde(default)]
+    pub waiting: usize,
+    /// The most that waited at any of the looks, one a second, since its sandbox was made.
+    #[serde(default)]
+    pub high_water: usize,
+    /// Messages that were taken from its queue and are not finished.
+    #[serde(default)]
+    pub taken: usize,
 }
 
 impl BusCounts {
@@ -145,24 +154,37 @@ impl BusThread {
             return Vec::new();
         };
         let names = std::iter::once(BusCounts::AGENT).chain(self.core.grains());
-        let sizes = local
-            .pool_sizes()
-            .into_iter()
-            .chain(std::iter::repeat((0, 0)));
-        let families = names.zip(local.counters()).zip(sizes);
-        let counts = |((name, counters), (pool_bytes, pool_extensions)): (
-            (&str, sandpipe::Counters),
-            (u64, u64),
-        )| BusCounts {
-            grain: name.to_owned(),
-            pool_bytes,
-            pool_extensions,
-            counts: counters
-                .rows()
-                .map(|(name, _, count)| (name.to_owned(), count))
-                .into(),
+        let loads = local.queues();
+        let sizes = local.pool_sizes();
+        let counts = |(index, (name, counters)): (usize, (&str, sandpipe::Counters))| {
+            let (pool_bytes, pool_extensions) = sizes.get(index).copied().unwrap_or_default();
+            let load = loads.get(index).copied().unwrap_or_default();
+            let high_water = self.high_water.get(index).copied().unwrap_or_default();
+            BusCounts {
+                grain: name.to_owned(),
+                counts: counters
+                    .rows()
+                    .map(|(name, _, count)| (name.to_owned(), count))
+                    .into(),
+                pool_bytes,
+                pool_extensions,
+                waiting: load.waiting,
+                high_water: high_water.max(load.waiting),
+                taken: load.taken,
+            }
         };
+        let families = names.zip(local.counters()).enumerate();
         families.map(counts).collect()
+    }
+
+    /// Notes how full the queues are.
+    pub(super) fn look_at_queues(&mut self) {
+        let Some(local) = &self.local else { return };
+        let loads = local.queues();
+        self.high_water.resize(loads.len(), 0);
+        for (high, load) in self.high_water.iter_mut().zip(loads) {
+            *high = load.waiting.max(*high);
+        }
     }
 
     /// A grain was found out: none of its lanes is read any more, init ends its processes, and the

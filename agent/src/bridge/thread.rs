@@ -75,6 +75,8 @@ pub struct BusThread {
     pub(super) retry: Instant,
     pub(super) stopping: Option<(Instant, oneshot::Sender<usize>)>,
     pub(super) max_payload_bytes: usize,
+    /// The most that waited in each queue, the agent's first.
+    pub(super) high_water: Vec<usize>,
     pub(super) replacing: Option<Box<Replacement>>,
     /// Requests that came while a version is replaced.
     pub(super) held: VecDeque<Submit<Waiter>>,
@@ -121,6 +123,7 @@ impl BusThread {
             retry: now,
             stopping: None,
             max_payload_bytes,
+            high_water: Vec::new(),
             replacing: None,
             held: VecDeque::new(),
             fenced: false,
@@ -291,6 +294,7 @@ impl BusThread {
         self.look_at_health();
         if now >= self.marks {
             self.marks = now + MARKS;
+            self.look_at_queues();
             if let Err(error) = self.global.commit_marks() {
                 tracing::warn!(%error, "marks were not committed");
             }

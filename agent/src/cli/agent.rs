@@ -267,6 +267,7 @@ fn answer_control(
         url: format!("http://{address}"),
         address: address.to_string(),
         apps: runtime.block_on(host.door().status()),
+        latencies: host.door().latencies(),
         deployments: host.deployments(),
     };
     let answer = move |question: &Question| {

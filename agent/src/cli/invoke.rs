@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -51,7 +51,7 @@ pub(super) struct Args {
 
 pub(super) fn invoke(args: &Args) -> anyhow::Result<ExitCode> {
     let data = data(&args.data)?;
-    let address = address(args)?;
+    let address = address(args.url.as_deref(), args.run_dir.as_deref(), &args.app)?;
     let mut headers = Vec::new();
     if args.trace {
         headers.push((TRACE_HEADER, "1"));
@@ -66,7 +66,7 @@ pub(super) fn invoke(args: &Args) -> anyhow::Result<ExitCode> {
     let patience = Duration::from_secs(args.timeout.max(1));
     let response = client::request(address, "POST", &path, &headers, &data, patience)
         .with_context(|| format!("http://{address}{path}: is the agent running?"))?;
-    print(args, &response)?;
+    print(args.json, args.trace, &response)?;
     let ok = (200..300).contains(&response.status);
     Ok(ExitCode::from(if ok { 0 } else { super::FAILED }))
 }
@@ -83,9 +83,14 @@ fn data(text: &str) -> anyhow::Result<Vec<u8>> {
     }
 }
 
-fn address(args: &Args) -> anyhow::Result<SocketAddr> {
-    let Some(url) = &args.url else {
-        let socket = Places::socket_for(&run_dir(args.run_dir.as_deref()), &args.app);
+/// The front door of whoever runs `app`, unless a URL is given.
+pub(super) fn address(
+    url: Option<&str>,
+    run: Option<&Path>,
+    app: &str,
+) -> anyhow::Result<SocketAddr> {
+    let Some(url) = url else {
+        let socket = Places::socket_for(&run_dir(run), app);
         let agent = ask(&socket, Question::Status)?;
         return agent.address.parse().context("the agent's address");
     };
@@ -106,13 +111,14 @@ fn address(args: &Args) -> anyhow::Result<SocketAddr> {
         .with_context(|| format!("--url {url}: no address"))
 }
 
-fn print(args: &Args, response: &Response) -> anyhow::Result<()> {
+/// Prints an answer; `traced` says that its times were asked for.
+pub(super) fn print(json: bool, traced: bool, response: &Response) -> anyhow::Result<()> {
     let times = response
         .header(TRACE_HEADER)
         .map(serde_json::from_str)
         .transpose()?;
     let mut out = std::io::stdout().lock();
-    if args.json {
+    if json {
         let headers: serde_json::Map<String, serde_json::Value> = response
             .headers
             .iter()
@@ -136,7 +142,7 @@ fn print(args: &Args, response: &Response) -> anyhow::Result<()> {
     out.flush()?;
     if let Some(times) = times {
         eprint!("{}", trace::table(&times));
-    } else if args.trace {
+    } else if traced {
         eprintln!("sandpipe: the answer carries no times");
     }
     Ok(())

@@ -5,8 +5,10 @@ mod deploy;
 mod doctor;
 mod invoke;
 mod logs;
+mod results;
 mod run;
 mod status;
+mod top;
 mod trace;
 
 use std::process::ExitCode;
@@ -52,6 +54,10 @@ enum Command {
     Logs(logs::Args),
     /// Send an event to a running application and print the answer
     Invoke(invoke::Args),
+    /// Print the answer of a request that was made with `invoke --async`
+    Results(results::Args),
+    /// Watch queues, grains, rates and times of a running agent
+    Top(top::Args),
     /// Say how a running application is, or stop it
     Status(status::Args),
     /// Prove each thing that Sandpipe uses of this machine by using it
@@ -85,6 +91,8 @@ pub fn main() -> ExitCode {
         Command::Ps(args) => deploy::ps(&args),
         Command::Logs(args) => logs::logs(&args),
         Command::Invoke(args) => invoke::invoke(&args),
+        Command::Results(args) => results::results(&args),
+        Command::Top(args) => top::top(&args),
         Command::Status(args) => status::status(&args),
         Command::Doctor(args) => Ok(doctor::doctor(&args)),
         Command::SandboxInit | Command::ExecWorker => {

@@ -166,6 +166,7 @@ fn answer_control(
         url: format!("http://{address}"),
         address: address.to_string(),
         apps: runtime.block_on(door.status()),
+        latencies: door.latencies(),
         deployments: Vec::new(),
     };
     let answer = move |question: &Question| match question {

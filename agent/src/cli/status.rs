@@ -119,6 +119,7 @@ mod tests {
             counts: [("published".to_owned(), 3)].into(),
             pool_bytes: (1 + pool_extensions) << 20,
             pool_extensions,
+            ..BusCounts::default()
         };
         assert_eq!(counts(&family(0)), "3 published, 0 received");
         let grown = "3 published, 0 received, pool of 3 MiB with 2 extensions";

@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::bridge::AppStatus;
+use crate::front_door::Latency;
 use crate::host::{Deployed, DeploymentStatus, Undeployed};
 
 pub use client::{ControlError, ask, order};
@@ -72,6 +73,9 @@ pub struct AgentStatus {
     pub address: String,
     /// Its applications.
     pub apps: Vec<AppStatus>,
+    /// How long requests took of late.
+    #[serde(default)]
+    pub latencies: Vec<Latency>,
     /// What is deployed on it; empty for a `sandpipe run`.
     #[serde(default)]
     pub deployments: Vec<DeploymentStatus>,

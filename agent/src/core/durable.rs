@@ -125,6 +125,7 @@ impl<W> Core<W> {
             root: root.id,
             outcome,
             attributes,
+            traceparent: Arc::clone(&root.traceparent),
             trace: None,
         });
         if self.workflow.backup {
@@ -310,6 +311,7 @@ pub(super) fn answer_from(record: Record) -> Answer {
             root: record.id,
             outcome,
             attributes: record.attributes,
+            traceparent: record.traceparent,
             trace: None,
         };
     };
@@ -329,6 +331,7 @@ pub(super) fn answer_from(record: Record) -> Answer {
         root: record.id,
         outcome: Outcome::Failed(failure),
         attributes: attributes.collect(),
+        traceparent: record.traceparent,
         trace: None,
     }
 }

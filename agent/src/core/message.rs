@@ -244,6 +244,8 @@ pub struct Answer {
     pub outcome: Outcome,
     /// CloudEvents attributes of the request.
     pub attributes: Arc<[(String, String)]>,
+    /// The W3C trace context of the request; empty = none.
+    pub traceparent: Arc<str>,
     /// Times of each step, if the request was traced.
     pub trace: Option<Box<Trace>>,
 }

@@ -106,6 +106,7 @@ mod tests {
             root: MessageId(root),
             outcome,
             attributes,
+            traceparent: Arc::default(),
             trace: None,
         })
     }

@@ -10,7 +10,7 @@ use axum::response::{IntoResponse, Response};
 use tokio::sync::oneshot;
 
 use super::problem::Problem;
-use super::{AppDoor, FrontDoor, TRACE_HEADER, cloud_events, media};
+use super::{AppDoor, FrontDoor, TRACE_HEADER, cloud_events, media, trace_context};
 use crate::bridge::Post;
 use crate::core::{Answer, Outcome, Reply, Submit, Wait};
 
@@ -56,7 +56,7 @@ async fn handle(app: &AppDoor, request: Request) -> Result<Response, Problem> {
         waiter,
         payload: Vec::from(payload),
         content_type: text(&head.headers, header::CONTENT_TYPE.as_str()),
-        traceparent: text(&head.headers, "traceparent"),
+        traceparent: trace_context::of(&head.headers),
         attributes,
         traced_since_ns: traced.then(sandpipe::monotonic_ns),
     }));
@@ -171,6 +171,7 @@ fn output(app: &str, answer: &Answer) -> Result<Response, Problem> {
         HeaderValue::from_static("nosniff"),
     );
     cloud_events::describe(app, answer, headers);
+    trace_context::describe(answer, headers);
     if let Some(trace) = &answer.trace
         && let Ok(value) = HeaderValue::try_from(serde_json::to_string(trace).unwrap_or_default())
     {

@@ -1,6 +1,8 @@
 //! `/metrics` in the OpenMetrics text format.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::http::StatusCode;
@@ -11,6 +13,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
+use super::recent::{Latency, Recent};
 use crate::bridge::AppStatus;
 
 /// Seconds; from a warm local chain to the default deadline.
@@ -47,6 +50,7 @@ struct OfCode {
 pub struct Metrics {
     requests: Family<OfCode, Counter>,
     seconds: Family<OfApp, Histogram>,
+    latencies: Mutex<HashMap<String, Recent>>,
 }
 
 impl Default for Metrics {
@@ -54,6 +58,7 @@ impl Default for Metrics {
         Metrics {
             requests: Family::default(),
             seconds: Family::new_with_constructor(|| Histogram::new(BUCKETS)),
+            latencies: Mutex::default(),
         }
     }
 }
@@ -71,6 +76,37 @@ impl Metrics {
         self.seconds
             .get_or_create(&OfApp { app: app.into() })
             .observe(took.as_secs_f64());
+        let mut all = self
+            .latencies
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        match all.get_mut(app) {
+            Some(recent) => recent.record(took),
+            None => {
+                let mut recent = Recent::default();
+                recent.record(took);
+                all.insert(app.to_owned(), recent);
+            }
+        }
+    }
+
+    /// How long the requests of the last seconds took.
+    pub(super) fn latencies(&self) -> Vec<Latency> {
+        let mut all = self
+            .latencies
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let latencies = all.iter_mut().map(|(app, recent)| recent.latency(app));
+        latencies.collect()
+    }
+
+    /// An application has gone: only its counters stay.
+    pub(super) fn forget(&self, app: &str) {
+        let mut all = self
+            .latencies
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        all.remove(app);
     }
 
     /// All metrics as text.

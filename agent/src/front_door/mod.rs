@@ -14,10 +14,12 @@ mod invoke;
 mod media;
 mod metrics;
 mod problem;
+mod recent;
 mod results;
 mod server;
 #[cfg(test)]
 mod tests;
+mod trace_context;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -27,6 +29,7 @@ use tokio::sync::oneshot;
 
 use crate::bridge::{AppStatus, Mailbox, Post};
 pub use metrics::Metrics;
+pub use recent::Latency;
 pub use server::{ServeError, bind, router};
 
 /// Header that carries a traced request's times, as JSON, and asks for them.
@@ -72,6 +75,14 @@ impl FrontDoor {
     pub fn close(&self, app: &str) {
         let mut apps = self.apps.write().unwrap_or_else(PoisonError::into_inner);
         apps.remove(app);
+        drop(apps);
+        self.metrics.forget(app);
+    }
+
+    /// How long the requests of the last seconds took, by application.
+    #[must_use]
+    pub fn latencies(&self) -> Vec<Latency> {
+        self.metrics.latencies()
     }
 
     /// The application of that name.

@@ -123,6 +123,25 @@ fn a_post_is_answered_with_the_last_grains_output() {
 }
 
 #[test]
+fn a_trace_context_comes_back_with_the_answer_and_noise_does_not() {
+    let served = Served::chain();
+    let context = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    let answer = served.post(&[("traceparent", context)], b"x");
+    assert_eq!(answer.header("traceparent"), Some(context));
+    let headers = [("traceparent", context), ("prefer", "respond-async")];
+    let place = served.post(&headers, b"y");
+    let place = place.header("location").unwrap().to_owned();
+    let deadline = Instant::now() + PATIENCE;
+    let mut collected = served.get(&place);
+    while collected.status == 202 && Instant::now() < deadline {
+        collected = served.get(&place);
+    }
+    assert_eq!(collected.header("traceparent"), Some(context));
+    let answer = served.post(&[("traceparent", "00-noise")], b"z");
+    assert_eq!((answer.status, answer.header("traceparent")), (200, None));
+}
+
+#[test]
 fn an_asynchronous_request_is_accepted_and_its_answer_collected() {
     let served = Served::chain();
     served.running.fake.set(|knobs| knobs.stalled = true);

@@ -52,7 +52,7 @@ async fn serve(door: Arc<FrontDoor>, controls: &[Control]) -> anyhow::Result<()>
             url: format!("http://{address}"),
             address: address.to_string(),
             apps: runtime.block_on(door.status()),
-            deployments: Vec::new(),
+            ..AgentStatus::default()
         };
         control.serve(move |_| Answer::Status(Box::new(status())), || ())?;
     }

@@ -143,7 +143,8 @@ fn new_versions_under_load_lose_nothing_and_double_nothing() {
     fleet.assert_clean();
 }
 
-struct EndsAtDrop<'s>(&'s AtomicBool);
+/// Tells callers to end, also when the test panics.
+pub struct EndsAtDrop<'s>(pub &'s AtomicBool);
 
 impl Drop for EndsAtDrop<'_> {
     fn drop(&mut self) {

@@ -10,3 +10,4 @@ mod kills;
 mod logs;
 mod rounds;
 mod service;
+mod view;

@@ -1,7 +1,9 @@
 //! Deployed and undeployed again and again, nothing stays.
 
+use std::time::{Duration, Instant};
+
 use super::fleet::{Agent, Fleet};
-use super::harness::until;
+use super::harness::WATCHDOG;
 
 /// What an agent and its host hold.
 #[derive(Debug, PartialEq, Eq)]
@@ -15,15 +17,17 @@ struct Holdings {
 
 fn holdings(fleet: &Fleet, agent: &Agent<'_>) -> Holdings {
     let count = |path: String| std::fs::read_dir(path).unwrap().count();
-    let lines = |path: String| std::fs::read_to_string(path).unwrap().lines().count();
     let of_agent = format!("/proc/{}", agent.pid());
     let maps = std::fs::read_to_string(format!("{of_agent}/maps")).unwrap();
+    let mounts = std::fs::read_to_string(format!("{of_agent}/mountinfo")).unwrap();
+    let own = fleet.directory.path().display().to_string();
     Holdings {
         descriptors: count(format!("{of_agent}/fd")),
         // What a sandbox shares with its agent; the heap's own maps come and go.
         maps: maps.lines().filter(|line| line.contains("memfd:")).count(),
         threads: count(format!("{of_agent}/task")),
-        mounts: lines(format!("{of_agent}/mountinfo")),
+        // Others on this machine mount things of their own meanwhile.
+        mounts: mounts.lines().filter(|line| line.contains(&own)).count(),
         cgroups: fleet.cgroups().len(),
     }
 }
@@ -58,13 +62,16 @@ fn after_hundreds_of_deployments_nothing_is_left_of_them() {
     // What is made once for all: threads of the runtime, arenas of the allocator.
     (0..20).for_each(round);
     let settled = |before: Option<&Holdings>| {
-        let mut now = holdings(&fleet, &agent);
-        until("threads and descriptors have settled", || {
-            let last = std::mem::replace(&mut now, holdings(&fleet, &agent));
-            std::thread::sleep(std::time::Duration::from_millis(100)); // the watchers' pace
-            before.map_or(last == now, |before| *before == now)
-        });
-        now
+        let deadline = Instant::now() + WATCHDOG;
+        loop {
+            let last = holdings(&fleet, &agent);
+            std::thread::sleep(Duration::from_millis(200)); // the watchers' pace, and more
+            let now = holdings(&fleet, &agent);
+            let is_settled = before.map_or(last == now, |before| *before == now);
+            if is_settled || Instant::now() >= deadline {
+                return now;
+            }
+        }
     };
     let (before, resident) = (settled(None), resident_kb(&agent));
     (20..20 + rounds).for_each(round);

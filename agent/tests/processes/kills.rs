@@ -133,11 +133,13 @@ fn a_killed_agent_is_succeeded_by_one_that_adopts_and_finds_all_that_was_accepte
 fn agents_killed_again_and_again_lose_nothing_that_was_accepted() {
     let place = Place::chain(&["a", "b"], "", "");
     let mut accepted = Vec::new();
+    let context = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    let headers = [("prefer", "respond-async"), ("traceparent", context)];
     for round in 0..5 {
         let agent = place.start();
         for number in 0..30 {
             let text = format!("r{round}n{number}.");
-            let answer = agent.post(&[("prefer", "respond-async")], &text);
+            let answer = agent.post(&headers, &text);
             assert_eq!(answer.status, 202, "{}", answer.text());
             accepted.push((text, answer.header("location").unwrap().to_owned()));
         }
@@ -145,7 +147,9 @@ fn agents_killed_again_and_again_lose_nothing_that_was_accepted() {
     }
     let agent = place.start();
     for (text, location) in &accepted {
-        assert_eq!(agent.collect(location).text(), format!("{text}ab"));
+        let answer = agent.collect(location);
+        assert_eq!(answer.text(), format!("{text}ab"));
+        assert_eq!(answer.header("traceparent"), Some(context));
     }
     agent.stop();
     place.assert_clean();

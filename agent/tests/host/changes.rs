@@ -248,6 +248,25 @@ fn deployments_and_what_was_accepted_survive_a_restart_of_the_agent() {
 }
 
 #[test]
+fn an_agent_that_ends_says_what_is_left_and_the_next_one_finishes_it() {
+    let fleet = Fleet::new();
+    std::fs::write(fleet.path("agent.toml"), "drain_s = 0\n").unwrap();
+    let mut command = fleet.command();
+    command.arg("--config").arg(fleet.path("agent.toml"));
+    let agent = Agent::start(&fleet, command);
+    fleet.deploy(&fleet.write("x", &["a"], "", ""));
+    let place = agent.accept("x", "*: sleep 2000 ");
+    until("it has begun", || fleet.notes("x").len() == 1);
+    agent.stop();
+    let words = format!("{}: 1 requests are left for the next agent", fleet.app("x"));
+    assert!(fleet.log().contains(&words), "{}", fleet.log());
+    fleet.assert_clean();
+    let agent = fleet.start();
+    assert_eq!(agent.collect(&place).text(), "*: sleep 2000 a");
+    agent.stop();
+}
+
+#[test]
 fn an_undeployed_applications_unfinished_work_goes_on_when_it_is_deployed_again() {
     let fleet = Fleet::new();
     let agent = fleet.start();

@@ -190,6 +190,7 @@ mod tests {
             .for_each(|letter| assert!(!press(KeyCode::Char(letter))));
         assert!(!press(KeyCode::Backspace) && !press(KeyCode::Enter));
         assert_eq!((view.sort, view.filter.as_str()), (Sort::Depth, "q"));
+        assert!(!view.typing);
         assert!(!take_key(&mut view, KeyCode::Esc, false));
         assert!(view.filter.is_empty());
         assert!(take_key(&mut view, KeyCode::Char('q'), false));

@@ -10,6 +10,7 @@
 //! - [`doctor`] checks the machine.
 //! - [`front_door`] is the HTTP entry.
 //! - [`host`] is the long-running form: several applications, deployed and replaced.
+//! - [`keep_alive`] decides how long an idle grain worker stays loaded.
 #![forbid(unsafe_code)]
 
 pub mod application;
@@ -22,3 +23,4 @@ pub mod core;
 pub mod doctor;
 pub mod front_door;
 pub mod host;
+pub mod keep_alive;

@@ -114,6 +114,8 @@ impl Application {
             name: spec.name.as_str().into(),
             mailbox,
             max_payload_bytes: max_payload_bytes(spec),
+            max_bytes_in_flight: max_bytes_in_flight(spec),
+            held_bytes: Arc::default(),
         };
         Ok(Application {
             door,
@@ -160,6 +162,10 @@ impl Application {
 
 fn record_bytes(spec: &AppSpec) -> u64 {
     spec.limits.max_payload_bytes + RECORD_OVERHEAD_BYTES
+}
+
+fn max_bytes_in_flight(spec: &AppSpec) -> usize {
+    usize::try_from(spec.limits.max_bytes_in_flight).unwrap_or(usize::MAX)
 }
 
 fn max_payload_bytes(spec: &AppSpec) -> usize {

@@ -10,7 +10,7 @@ use sandpipe_sandbox::{Isolation, SandboxSpec, clean_up_dead, create_or_adopt};
 use tokio::sync::oneshot;
 
 use super::{
-    Application, Places, Source, copies, max_payload_bytes, record_bytes, topology, workers,
+    Application, Places, Source, copies, max_bytes_in_flight, max_payload_bytes, record_bytes, topology, workers,
     workflow,
 };
 use crate::bridge::{GrainState, LocalError, NotReplaced, Post, Replacement, SandboxSource};
@@ -108,6 +108,7 @@ impl Application {
         replaced.unused.shut_down(END);
         replaced.outcome?;
         self.door.max_payload_bytes = max_payload_bytes(spec);
+        self.door.max_bytes_in_flight = max_bytes_in_flight(spec);
         Ok(())
     }
 }

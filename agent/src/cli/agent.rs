@@ -130,11 +130,9 @@ impl Agent<'_> {
         let mut hangup = signal(SignalKind::hangup())?;
         let closing = Arc::new(Notify::new());
         let closed = Arc::clone(&closing);
-        let routes = front_door::router(Arc::clone(self.host.door()));
+        let door = Arc::clone(self.host.door());
         let server = tokio::spawn(async move {
-            axum::serve(listener, routes)
-                .with_graceful_shutdown(async move { closed.notified().await })
-                .await
+            front_door::serve(listener, door, closed.notified()).await;
         });
         self.announce(resumed)?;
         self.notifier.ready(&self.status_line());

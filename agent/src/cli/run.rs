@@ -115,11 +115,9 @@ async fn serve(
     // Registered so that it does not end the process.
     let _hangup = signal(SignalKind::hangup())?;
     let end = Arc::clone(&stopped);
-    let routes = front_door::router(Arc::clone(&door));
+    let served = Arc::clone(&door);
     let server = tokio::spawn(async move {
-        axum::serve(listener, routes)
-            .with_graceful_shutdown(async move { end.notified().await })
-            .await
+        front_door::serve(listener, served, end.notified()).await;
     });
     let ready = tokio::select! {
         ready = wait_until_ready(&door) => ready,

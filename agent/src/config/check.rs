@@ -245,6 +245,13 @@ fn limits(raw: Option<&raw::Limits>, problems: &mut Problems<'_>) -> Limits {
     );
     let growth_mb = read("pool_growth_mb", &raw.pool_growth_mb, 0..=1 << 16, 0);
     let in_flight = read("max_in_flight", &raw.max_in_flight, 1..=100_000, 1024);
+    // Less than one whole request would refuse it for ever.
+    let bytes_in_flight = read(
+        "max_bytes_in_flight",
+        &raw.max_bytes_in_flight,
+        payload..=1 << 40,
+        base.max_bytes_in_flight,
+    );
     let deadline_ms = read("deadline_ms", &raw.deadline_ms, 1..=86_400_000, 60_000);
     let attempts = read("max_attempts", &raw.max_attempts, 1..=100, 3);
     let ttl_s = read("result_ttl_s", &raw.result_ttl_s, 1..=604_800, 600);
@@ -256,6 +263,7 @@ fn limits(raw: Option<&raw::Limits>, problems: &mut Problems<'_>) -> Limits {
         max_payload_bytes: payload,
         pool_growth_bytes: growth_mb << 20,
         max_in_flight: usize::try_from(in_flight).unwrap_or(usize::MAX),
+        max_bytes_in_flight: bytes_in_flight,
         deadline: Duration::from_millis(deadline_ms),
         max_attempts: u16::try_from(attempts).unwrap_or(u16::MAX),
         result_ttl: Duration::from_secs(ttl_s),

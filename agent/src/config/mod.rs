@@ -122,6 +122,9 @@ pub struct Limits {
     pub pool_growth_bytes: u64,
     /// The most requests that are accepted and not yet answered; beyond it callers get 429.
     pub max_in_flight: usize,
+    /// The most bytes of request bodies that are being received or not yet answered; beyond it
+    /// callers get 429.
+    pub max_bytes_in_flight: u64,
     /// How long a synchronous caller waits before it gets 504.
     pub deadline: Duration,
     /// How often a message is tried before it becomes a dead letter.
@@ -142,6 +145,7 @@ impl Default for Limits {
             max_payload_bytes: 8 << 20,
             pool_growth_bytes: 0,
             max_in_flight: 1024,
+            max_bytes_in_flight: 256 << 20,
             deadline: Duration::from_secs(60),
             max_attempts: 3,
             result_ttl: Duration::from_secs(600),

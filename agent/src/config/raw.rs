@@ -50,6 +50,7 @@ pub(super) struct Limits {
     pub max_payload_bytes: Option<Spanned<i64>>,
     pub pool_growth_mb: Option<Spanned<i64>>,
     pub max_in_flight: Option<Spanned<i64>>,
+    pub max_bytes_in_flight: Option<Spanned<i64>>,
     pub deadline_ms: Option<Spanned<i64>>,
     pub max_attempts: Option<Spanned<i64>>,
     pub result_ttl_s: Option<Spanned<i64>>,

@@ -1,4 +1,4 @@
-//! CloudEvents in HTTP's binary mode: attributes travel as `ce-*` headers.
+//! CloudEvents: their attributes, which travel as `ce-*` headers in HTTP's binary mode.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use crate::core::{Answer, Identity};
 
 /// Attributes that a request may carry at the most, and the longest value of one.
 const ATTRIBUTES_MAX: usize = 32;
-const VALUE_BYTES_MAX: usize = 1024;
+pub(super) const VALUE_BYTES_MAX: usize = 1024;
 
 /// The attributes of a request, without the prefix.
 pub(super) fn attributes(headers: &HeaderMap) -> Result<Arc<[(String, String)]>, Problem> {
@@ -30,23 +30,27 @@ pub(super) fn attributes(headers: &HeaderMap) -> Result<Arc<[(String, String)]>,
         };
         found.push((name.to_owned(), value.to_owned()));
     }
-    if found.len() > ATTRIBUTES_MAX {
-        return Err(bad(format!(
-            "{} ce-* headers; at most {ATTRIBUTES_MAX}",
-            found.len()
-        )));
-    }
-    if !found.is_empty() && find(&found, "specversion") != Some("1.0") {
-        return Err(bad(
-            "ce-* headers without ce-specversion: 1.0; add it".into()
-        ));
-    }
-    for needed in ["id", "source", "type"] {
-        if !found.is_empty() && find(&found, needed).is_none_or(str::is_empty) {
-            return Err(bad(format!("a CloudEvent without ce-{needed}; add it")));
-        }
+    if !found.is_empty() {
+        check(&found)?;
     }
     Ok(found.into())
+}
+
+/// What an event's attributes have to be, however they came.
+pub(super) fn check(found: &[(String, String)]) -> Result<(), Problem> {
+    if found.len() > ATTRIBUTES_MAX {
+        let detail = format!("{} attributes; at most {ATTRIBUTES_MAX}", found.len());
+        return Err(bad(detail));
+    }
+    if find(found, "specversion") != Some("1.0") {
+        return Err(bad("a CloudEvent without specversion 1.0; add it".into()));
+    }
+    for needed in ["id", "source", "type"] {
+        if find(found, needed).is_none_or(str::is_empty) {
+            return Err(bad(format!("a CloudEvent without {needed}; add it")));
+        }
+    }
+    Ok(())
 }
 
 /// Which request it is: by its key, by its event, or a new one.
@@ -101,6 +105,6 @@ fn find<'a>(attributes: &'a [(String, String)], name: &str) -> Option<&'a str> {
         .map(|(_, value)| value.as_str())
 }
 
-fn bad(detail: String) -> Problem {
+pub(super) fn bad(detail: String) -> Problem {
     Problem::new(axum::http::StatusCode::BAD_REQUEST, "bad_request", detail)
 }

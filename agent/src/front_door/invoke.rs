@@ -1,16 +1,18 @@
 //! `POST /{app}`: a request becomes the first message of a workflow.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use axum::body::{Body, Bytes};
+use axum::body::Body;
 use axum::extract::{Path, Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use tokio::sync::oneshot;
 
 use super::problem::Problem;
-use super::{AppDoor, FrontDoor, TRACE_HEADER, cloud_events, media, trace_context};
+use super::{
+    AppDoor, FrontDoor, TRACE_HEADER, body, cloud_events, media, structured, trace_context,
+};
 use crate::bridge::Post;
 use crate::core::{Answer, Outcome, Reply, Submit, Wait};
 
@@ -29,7 +31,7 @@ pub(super) async fn invoke(
         // A name that a stranger chose is no label: it would grow the metrics without bound.
         return unknown_app(&door, &name).into_response();
     };
-    let response = match handle(&app, request).await {
+    let response = match handle(&app, request, door.limits.body).await {
         Ok(response) => response,
         Err(problem) => problem.into_response(),
     };
@@ -38,26 +40,29 @@ pub(super) async fn invoke(
     response
 }
 
-async fn handle(app: &AppDoor, request: Request) -> Result<Response, Problem> {
+async fn handle(app: &AppDoor, request: Request, patience: Duration) -> Result<Response, Problem> {
     let (head, body) = request.into_parts();
-    let attributes = cloud_events::attributes(&head.headers)?;
-    let identity = cloud_events::identity(&head.headers, &attributes)?;
     let wait = if wants_async(&head.headers, &head.uri) {
         Wait::Durable
     } else {
         Wait::Answer
     };
-    let payload = read(app, &head.headers, body).await?;
+    let mut event = Event::of_headers(&head.headers)?;
+    let mut held = body::read(app, &head.headers, body, patience).await?;
+    if structured::is_event(&event.content_type)? {
+        (event, held.payload) = structured::event(&held.payload)?;
+    }
+    let identity = cloud_events::identity(&head.headers, &event.attributes)?;
     let traced = head.headers.contains_key(TRACE_HEADER);
     let (waiter, reply) = oneshot::channel();
     app.mailbox.post(Post::Submit(Submit {
         identity,
         wait,
         waiter,
-        payload: Vec::from(payload),
-        content_type: text(&head.headers, header::CONTENT_TYPE.as_str()),
+        payload: std::mem::take(&mut held.payload),
+        content_type: event.content_type,
         traceparent: trace_context::of(&head.headers),
-        attributes,
+        attributes: event.attributes,
         traced_since_ns: traced.then(sandpipe::monotonic_ns),
     }));
     // Without an answer the bus thread has ended: it answers everything that it took.
@@ -65,34 +70,22 @@ async fn handle(app: &AppDoor, request: Request) -> Result<Response, Problem> {
     respond(&app.name, reply.await.map_err(|_| stopped())?)
 }
 
-/// Reads the whole body, up to the application's limit.
-async fn read(app: &AppDoor, headers: &HeaderMap, body: Body) -> Result<Bytes, Problem> {
-    let limit = app.max_payload_bytes;
-    let too_large = || {
-        let detail = format!(
-            "the body is over the limit of {limit} bytes; send less, or raise \
-             limits.max_payload_bytes in app.toml"
-        );
-        Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "payload_too_large", detail)
-    };
-    let said = headers
-        .get(header::CONTENT_LENGTH)
-        .and_then(|value| value.to_str().ok());
-    if said
-        .and_then(|value| value.parse::<u64>().ok())
-        .is_some_and(|len| len > limit as u64)
-    {
-        return Err(too_large());
+/// A request's event without its data.
+#[derive(Debug)]
+pub(super) struct Event {
+    /// Its CloudEvents attributes; none if it is no CloudEvent.
+    pub attributes: Arc<[(String, String)]>,
+    /// The media type of its data; empty if it is not said.
+    pub content_type: Arc<str>,
+}
+
+impl Event {
+    fn of_headers(headers: &HeaderMap) -> Result<Event, Problem> {
+        Ok(Event {
+            attributes: cloud_events::attributes(headers)?,
+            content_type: text(headers, header::CONTENT_TYPE.as_str()),
+        })
     }
-    axum::body::to_bytes(body, limit).await.map_err(|error| {
-        let is_limit = std::error::Error::source(&error)
-            .is_some_and(|source| source.to_string().contains("length limit"));
-        if is_limit {
-            return too_large();
-        }
-        let detail = format!("the body could not be read: {error}");
-        Problem::new(StatusCode::BAD_REQUEST, "bad_request", detail)
-    })
 }
 
 fn wants_async(headers: &HeaderMap, uri: &Uri) -> bool {

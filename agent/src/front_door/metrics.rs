@@ -13,6 +13,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
+use super::AppDoor;
+use super::connections::ConnectionCounts;
 use super::recent::{Latency, Recent};
 use crate::bridge::AppStatus;
 
@@ -110,7 +112,12 @@ impl Metrics {
     }
 
     /// All metrics as text.
-    pub(super) fn render(&self, apps: &[AppStatus]) -> String {
+    pub(super) fn render<'a>(
+        &self,
+        apps: &[AppStatus],
+        doors: impl Iterator<Item = &'a AppDoor>,
+        connections: ConnectionCounts,
+    ) -> String {
         let mut registry = Registry::with_prefix("sandpipe");
         let requests = self.requests.clone();
         registry.register(
@@ -124,6 +131,8 @@ impl Metrics {
             Unit::Seconds,
             self.seconds.clone(),
         );
+        connection_counts(&mut registry, connections);
+        held(&mut registry, doors);
         refusals(&mut registry, apps);
         gauges(&mut registry, apps);
         counters(&mut registry, apps);
@@ -135,6 +144,52 @@ impl Metrics {
             Err(error) => format!("# the metrics cannot be written: {error}\n"),
         }
     }
+}
+
+fn connection_counts(registry: &mut Registry, counts: ConnectionCounts) {
+    let open = Gauge::<u64, AtomicU64>::default();
+    open.set(counts.open as u64);
+    registry.register(
+        "connections_open",
+        "Open connections of the front door",
+        open,
+    );
+    for (name, help, count) in [
+        ("accepted", "Connections accepted", counts.accepted),
+        (
+            "displaced",
+            "Connections closed because another came and they had been idle longest",
+            counts.displaced,
+        ),
+        (
+            "timed_out",
+            "Connections closed because they were idle for too long",
+            counts.timed_out,
+        ),
+        (
+            "refused",
+            "Connections refused because all others were at work",
+            counts.refused,
+        ),
+    ] {
+        registry.register(
+            format!("connections_{name}"),
+            help,
+            ConstCounter::new(count),
+        );
+    }
+}
+
+fn held<'a>(registry: &mut Registry, doors: impl Iterator<Item = &'a AppDoor>) {
+    let family = Family::<OfApp, Gauge<u64, AtomicU64>>::default();
+    for door in doors {
+        let app = door.name.to_string();
+        family
+            .get_or_create(&OfApp { app })
+            .set(door.held_bytes.now() as u64);
+    }
+    let help = "Bytes of requests that are being received or not yet answered";
+    registry.register("bytes_in_flight", help, family);
 }
 
 /// A grain is quarantined for its first refusal, so each counts once in a sandbox's life.

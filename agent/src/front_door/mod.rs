@@ -1,4 +1,4 @@
-//! The HTTP entry of applications (HTTP/1.1, CloudEvents binary mode).
+//! The HTTP entry of applications (HTTP/1.1 and HTTP/2, CloudEvents in binary and structured mode).
 //!
 //! | request | answer |
 //! |---|---|
@@ -9,14 +9,18 @@
 //!
 //! A client that hangs up cancels its waiting, not the work.
 
+mod body;
 mod cloud_events;
+mod connections;
 mod invoke;
 mod media;
 mod metrics;
 mod problem;
 mod recent;
 mod results;
+mod serve;
 mod server;
+mod structured;
 #[cfg(test)]
 mod tests;
 mod trace_context;
@@ -28,8 +32,12 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use crate::bridge::{AppStatus, Mailbox, Post};
+pub use body::HeldBytes;
+pub use connections::ConnectionLimits;
+use connections::Connections;
 pub use metrics::Metrics;
 pub use recent::Latency;
+pub use serve::serve;
 pub use server::{ServeError, bind, router};
 
 /// Header that carries a traced request's times, as JSON, and asks for them.
@@ -47,6 +55,10 @@ pub struct AppDoor {
     pub mailbox: Arc<Mailbox>,
     /// The largest request body, in bytes.
     pub max_payload_bytes: usize,
+    /// The most bytes that its open requests hold together.
+    pub max_bytes_in_flight: usize,
+    /// What they hold.
+    pub held_bytes: Arc<HeldBytes>,
 }
 
 /// Everything behind the front door.
@@ -54,6 +66,9 @@ pub struct AppDoor {
 pub struct FrontDoor {
     apps: RwLock<BTreeMap<Arc<str>, AppDoor>>,
     metrics: Metrics,
+    /// What clients may take their time for, and how many there may be.
+    pub limits: ConnectionLimits,
+    connections: Arc<Connections>,
 }
 
 impl FrontDoor {

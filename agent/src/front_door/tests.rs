@@ -3,6 +3,10 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+mod attacks;
+mod http2;
+mod structured;
+
 use super::*;
 use crate::bridge::fake::{Running, workflow};
 use crate::client::{self, Response};
@@ -20,12 +24,18 @@ struct Served {
 
 impl Served {
     fn start(workflow: Workflow) -> Served {
+        Served::limited(workflow, ConnectionLimits::default())
+    }
+
+    fn limited(workflow: Workflow, limits: ConnectionLimits) -> Served {
         let directory = tempfile::tempdir().unwrap();
         let running = Running::start(directory.path(), workflow);
         let app = AppDoor {
             name: "app".into(),
             mailbox: Arc::clone(&running.mailbox),
             max_payload_bytes: 1000,
+            max_bytes_in_flight: 4000,
+            held_bytes: Arc::default(),
         };
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
@@ -36,8 +46,9 @@ impl Served {
             .block_on(bind("127.0.0.1:0".parse().unwrap()))
             .unwrap();
         let address = listener.local_addr().unwrap();
-        let routes = router(Arc::new(FrontDoor::new(vec![app])));
-        runtime.spawn(async move { axum::serve(listener, routes).await });
+        let mut door = FrontDoor::new(vec![app]);
+        door.limits = limits;
+        runtime.spawn(serve(listener, Arc::new(door), std::future::pending()));
         Served {
             running,
             address,

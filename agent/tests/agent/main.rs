@@ -10,7 +10,7 @@ use std::time::Duration;
 use sandpipe_agent::application::{Application, BusChoice, Places};
 use sandpipe_agent::config::AppSpec;
 use sandpipe_agent::control::{AgentStatus, Answer, Control};
-use sandpipe_agent::front_door::{FrontDoor, bind, router};
+use sandpipe_agent::front_door::{self, FrontDoor, bind};
 
 fn main() -> anyhow::Result<std::process::ExitCode> {
     if sandpipe_sandbox::is_sandbox_init() {
@@ -58,8 +58,6 @@ async fn serve(door: Arc<FrontDoor>, controls: &[Control]) -> anyhow::Result<()>
     }
     let url = serde_json::json!({ "url": format!("http://{address}/") });
     writeln!(std::io::stdout(), "{url}")?;
-    axum::serve(listener, router(door))
-        .with_graceful_shutdown(async move { _ = terminate.recv().await })
-        .await?;
+    front_door::serve(listener, door, async { _ = terminate.recv().await }).await;
     Ok(())
 }

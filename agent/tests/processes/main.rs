@@ -1,10 +1,12 @@
 //! The agent with real processes: requests, wrong input, and kills at every level.
 
+mod attacks;
 mod doctor;
 mod faults;
 mod harness;
 mod kills;
 mod limits;
 mod load;
+mod overload;
 mod starts;
 mod vandal;

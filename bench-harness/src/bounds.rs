@@ -256,6 +256,72 @@ pub const RATIOS: &[Ratio] = &[
         None,
     ),
     ratio("death.redelivery_ms.p99", Bound::AtMost(50.0), None, None),
+    ratio(
+        "neighbours.p99_loaded_over_quiet",
+        Bound::AtMost(2.0),
+        None,
+        None,
+    ),
+    ratio(
+        "neighbours.p50_loaded_over_quiet",
+        Bound::Printed,
+        None,
+        None,
+    ),
+    ratio(
+        "keepalive.cold_starts.hybrid_over_fixed_60",
+        Bound::Printed,
+        None,
+        None,
+    ),
+    ratio(
+        "keepalive.memory_time.hybrid_over_fixed_60",
+        Bound::Printed,
+        None,
+        None,
+    ),
+    ratio(
+        "keepalive.memory_time.fixed_20_over_fixed_10",
+        Bound::Printed,
+        None,
+        None,
+    ),
+    ratio(
+        "keepalive.memory_time.fixed_60_over_fixed_10",
+        Bound::Printed,
+        None,
+        None,
+    ),
+    ratio(
+        "keepalive.memory_time.hybrid_over_fixed_10",
+        Bound::Printed,
+        None,
+        None,
+    ),
+    ratio(
+        "keepalive.cold_percent.p75.fixed_10",
+        Bound::Printed,
+        None,
+        None,
+    ),
+    ratio(
+        "keepalive.cold_percent.p75.fixed_20",
+        Bound::Printed,
+        None,
+        None,
+    ),
+    ratio(
+        "keepalive.cold_percent.p75.fixed_60",
+        Bound::Printed,
+        None,
+        None,
+    ),
+    ratio(
+        "keepalive.cold_percent.p75.hybrid",
+        Bound::Printed,
+        None,
+        None,
+    ),
 ];
 
 /// The ratio of that name.
@@ -285,7 +351,17 @@ mod tests {
             );
             let figure = ratio.name.split('.').next().unwrap();
             assert!(
-                ["5b", "5c", "7", "chain", "bus", "death"].contains(&figure),
+                [
+                    "5b",
+                    "5c",
+                    "7",
+                    "chain",
+                    "bus",
+                    "death",
+                    "neighbours",
+                    "keepalive"
+                ]
+                .contains(&figure),
                 "{}",
                 ratio.name
             );

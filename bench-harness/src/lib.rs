@@ -37,6 +37,7 @@ pub mod stage;
 pub mod stamps;
 pub mod stats;
 pub mod table;
+pub mod trace;
 pub mod validity;
 
 pub use error::BenchError;

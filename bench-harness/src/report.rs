@@ -52,7 +52,7 @@ pub struct Row {
     pub case: String,
     /// By whom: a language, a peer or a floor.
     pub series: String,
-    /// The unit of all values of the row: `ns`, `us` or `ms`.
+    /// The unit of all values of the row: `ns`, `us`, `ms` or `%`.
     pub unit: String,
     /// The measured values, in that unit.
     #[serde(flatten)]
@@ -63,7 +63,7 @@ pub struct Row {
     pub histogram: Option<String>,
 }
 
-/// A unit of time that rows are printed in.
+/// A unit that rows are printed in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unit {
     /// Nanoseconds.
@@ -72,6 +72,8 @@ pub enum Unit {
     Us,
     /// Milliseconds.
     Ms,
+    /// No time but a share; its samples are millionths of a percent.
+    Percent,
 }
 
 impl Unit {
@@ -82,16 +84,17 @@ impl Unit {
             Unit::Ns => "ns",
             Unit::Us => "us",
             Unit::Ms => "ms",
+            Unit::Percent => "%",
         }
     }
 
-    /// How many ns it has.
+    /// How many ns, or millionths of a percent, it has.
     #[must_use]
     pub fn ns(self) -> f64 {
         match self {
             Unit::Ns => 1.0,
             Unit::Us => 1e3,
-            Unit::Ms => 1e6,
+            Unit::Ms | Unit::Percent => 1e6,
         }
     }
 }

@@ -224,3 +224,37 @@ fn a_killed_harness_leaves_no_sandbox_behind() {
         processes_of(place.path()).is_empty()
     });
 }
+
+#[test]
+fn keepalive_is_the_same_each_time_and_longer_times_buy_warmth_with_memory() {
+    let measure = || {
+        let out = tempfile::tempdir().unwrap();
+        let directory = out.path().to_str().unwrap();
+        let figure = [
+            "run",
+            "--figures",
+            "keepalive",
+            "--profile",
+            "smoke",
+            "--json",
+        ];
+        let ran = bench(&[&figure[..], &["--out", directory]].concat());
+        assert!(ran.status.success(), "{}", text(&ran.stderr));
+        let mut report: Report = serde_json::from_slice(&ran.stdout).unwrap();
+        report.figures.remove(0)
+    };
+    let figure = measure();
+    assert_eq!(figure, measure());
+    assert_eq!(figure.rows.len(), 8);
+    assert!(
+        figure
+            .rows
+            .iter()
+            .all(|row| row.unit == "%" && row.max <= 100.0)
+    );
+    let cold = |word: &str| figure.ratios[&format!("keepalive.cold_percent.p75.{word}")];
+    let times = ["fixed_60", "fixed_20", "fixed_10"].map(cold);
+    assert!(times.is_sorted() && times[0] < times[2], "{times:?}");
+    let memory = |word: &str| figure.ratios[&format!("keepalive.memory_time.{word}_over_fixed_10")];
+    assert!(1.0 < memory("fixed_20") && memory("fixed_20") < memory("fixed_60"));
+}

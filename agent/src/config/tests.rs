@@ -74,6 +74,7 @@ backup = "none"
 max_payload_bytes = 1000
 pool_growth_mb = 3
 max_in_flight = 7
+max_bytes_in_flight = 9000000000
 deadline_ms = 1500
 max_attempts = 5
 result_ttl_s = 9
@@ -110,6 +111,7 @@ next = "static"
     assert_eq!(spec.grains[1].time_limit, Duration::from_millis(10));
     assert_eq!(spec.limits.max_in_flight, 7);
     assert_eq!(spec.limits.pool_growth_bytes, 3 << 20);
+    assert_eq!(spec.limits.max_bytes_in_flight, 9_000_000_000);
     assert_eq!(spec.limits.deadline, Duration::from_millis(1500));
     assert_eq!(spec.limits.pids_limit, Some(100));
     assert_eq!(spec.limits.memory_limit_bytes, Some(64 << 20));
@@ -335,6 +337,8 @@ fn numbers_out_of_range_are_refused_with_the_range() {
     place.one_problem(&one("memory_limit_mb = 1"), 8, &["from 8 to"]);
     let limits = one("") + "[limits]\nmax_payload_bytes = 999999999\n";
     place.one_problem(&limits, 10, &["67108864"]);
+    let limits = one("") + "[limits]\nmax_bytes_in_flight = 8388607\n";
+    place.one_problem(&limits, 10, &["from 8388608"]);
     for cores in ["0", "0.009", "-1", "nan", "1025"] {
         let limits = one("") + &format!("[limits]\ncpu = {cores}\n");
         place.one_problem(&limits, 10, &["cores from 0.01 to 1024"]);

@@ -7,6 +7,8 @@ mod figure_5b;
 mod figure_5c;
 mod figure_7;
 mod floor;
+mod keepalive;
+mod neighbours;
 
 use std::path::PathBuf;
 
@@ -88,6 +90,8 @@ pub const FIGURES: &[FigureKind] = &[
     chain::FIGURE,
     bus::FIGURE,
     death::FIGURE,
+    neighbours::FIGURE,
+    keepalive::FIGURE,
     floor::FIGURE,
 ];
 

@@ -10,8 +10,8 @@ use sandpipe_sandbox::{Isolation, SandboxSpec, clean_up_dead, create_or_adopt};
 use tokio::sync::oneshot;
 
 use super::{
-    Application, Places, Source, copies, max_bytes_in_flight, max_payload_bytes, record_bytes, topology, workers,
-    workflow,
+    Application, Places, Source, copies, max_bytes_in_flight, max_payload_bytes, record_bytes,
+    topology, workers, workflow,
 };
 use crate::bridge::{GrainState, LocalError, NotReplaced, Post, Replacement, SandboxSource};
 use crate::config::AppSpec;

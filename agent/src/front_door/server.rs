@@ -70,11 +70,9 @@ pub fn router(door: Arc<FrontDoor>) -> Router {
 
 async fn metrics(State(door): State<Arc<FrontDoor>>) -> Response {
     let apps = door.apps();
-    let page = door.metrics.render(
-        &door.status().await,
-        apps.iter(),
-        door.connections.counts(),
-    );
+    let page = door
+        .metrics
+        .render(&door.status().await, apps.iter(), door.connections.counts());
     let media = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     ([(header::CONTENT_TYPE, media)], page).into_response()
 }

@@ -13,7 +13,7 @@ use sandpipe::{
 };
 use sandpipe_grain::{Backup, Mode, NextGrain, Route, WORKER_VARIABLE, WorkerConfig};
 use sandpipe_sandbox::{
-    Isolation, SandboxHandle, SandboxSpec, WorkerSpec, WorkerState, create_or_adopt,
+    Files, Isolation, SandboxHandle, SandboxSpec, WorkerSpec, WorkerState, create_or_adopt,
 };
 
 use crate::clock::PEER_SILENCE_MAX;
@@ -242,6 +242,8 @@ fn spec(app: &str, run_dir: &Path, grains: &[Grain], topology: &Topology) -> San
         memory_limit_bytes: None,
         pids_limit: None,
         cpu_limit_millicores: None,
+        files: Files::default(),
+        io_uring: true,
     }
 }
 

@@ -250,7 +250,7 @@ fn keepalive_is_the_same_each_time_and_longer_times_buy_warmth_with_memory() {
         figure
             .rows
             .iter()
-            .all(|row| row.unit == "%" && row.max <= 100.0)
+            .all(|row| row.unit == "%" && row.summary.max <= 100.0)
     );
     let cold = |word: &str| figure.ratios[&format!("keepalive.cold_percent.p75.{word}")];
     let times = ["fixed_60", "fixed_20", "fixed_10"].map(cold);

@@ -15,6 +15,8 @@ use crate::{IsolationItem, SandboxError, SandboxSpec};
 
 /// The name under which the v2 tree is passed on; controllers of v1 keep their own names.
 pub(crate) const V2: &str = "v2";
+/// The limit of processes, as it is reported.
+pub(crate) const PROCESS_LIMIT: &str = "process limit";
 /// Every directory that is ours begins with this.
 const PREFIX: &str = "sandpipe-";
 /// How long killed processes may take to go: memory is torn down at about 10 GiB/s.
@@ -89,7 +91,7 @@ impl Cgroups {
             report.push(cgroups.limit("memory limit", spec.memory_limit_bytes, &MEMORY));
         }
         if spec.pids_limit.is_some() {
-            report.push(cgroups.limit("process limit", spec.pids_limit, &PIDS));
+            report.push(cgroups.limit(PROCESS_LIMIT, spec.pids_limit, &PIDS));
         }
         if let Some(millicores) = spec.cpu_limit_millicores {
             let quota_us = Some(millicores * CPU_PERIOD_US / 1000);

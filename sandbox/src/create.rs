@@ -13,7 +13,7 @@ use sandpipe::wait::WAITER_VARIABLE;
 use crate::boot::{self, Boot};
 use crate::cgroup::{self, Cgroups};
 use crate::run_dir::{AppDir, Locked};
-use crate::sys::{self, Plan, SpawnError, UserMap};
+use crate::sys::{self, GiveUp, Plan, SpawnError, UserMap};
 use crate::{IsolationItem, SandboxError, SandboxHandle, SandboxSpec, namespaces};
 
 /// How long an init may take to be ready or to answer; both take some milliseconds.
@@ -221,6 +221,7 @@ impl Launch<'_> {
             env: &environment(),
             fds: &fds,
             working_dir: Some(c"/"),
+            give_up: GiveUp::default(),
             oom_score_adj: None,
             dies_with_parent: false,
         })?;

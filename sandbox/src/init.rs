@@ -9,6 +9,7 @@ mod log_file;
 mod output;
 mod participant;
 mod processes;
+mod root;
 mod setup;
 mod shutdown;
 mod supervisor;
@@ -21,6 +22,7 @@ use std::process::ExitCode;
 use crate::boot::{self, Boot};
 use crate::sys;
 
+pub(crate) use root::try_root;
 pub(crate) use setup::private_proc;
 
 /// The first argument of a process that is to be a sandbox's init.

@@ -21,6 +21,7 @@
 
 mod boot;
 mod cgroup;
+mod confine;
 mod create;
 mod error;
 mod handle;
@@ -46,7 +47,7 @@ pub use init::{is_sandbox_init, sandbox_init_main};
 pub use isolation::{IsolationItem, IsolationState};
 pub use leftovers::clean_up_dead;
 pub use probe::{Probe, probe_isolation};
-pub use spec::{Isolation, LogLimits, SandboxSpec, WorkerSpec};
+pub use spec::{Files, Isolation, LogLimits, SandboxSpec, WorkerSpec};
 pub use status::{SandboxStatus, WorkerState, WorkerStatus};
 #[doc(hidden)]
 pub use wire::parse_packet;

@@ -6,6 +6,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup::{self, Hierarchy, V2};
+use crate::confine;
 use crate::namespaces::{self, MOUNT, NAMESPACES, NETWORK, PID, USER};
 use crate::sys::{self, UserMap, run_in_child};
 
@@ -42,6 +43,16 @@ pub fn probe_isolation() -> Vec<Probe> {
     probes.push(probe("private /proc", proc, "", remedy));
     let loopback = in_namespaces(NETWORK, &sys::loopback_up);
     probes.push(probe("loopback", loopback, "", namespaces::REMEDY));
+    let root = in_namespaces(MOUNT, &crate::init::try_root);
+    let newer = "run Linux 5.12 or newer; where the mount namespace fails, see there";
+    probes.push(probe(confine::OWN_ROOT, root, "", newer));
+    for (name, tried, remedy) in confine::probes() {
+        let (result, reason) = match tried {
+            Ok(reason) => (Ok(()), reason),
+            Err(error) => (Err(error), String::new()),
+        };
+        probes.push(probe(name, result, &reason, remedy));
+    }
     match cgroup::hierarchies() {
         Ok(hierarchies) => {
             probes.extend(hierarchies.iter().map(cgroup_probe));

@@ -35,6 +35,34 @@ pub struct SandboxSpec {
     /// Limit of the whole application's processor time, in thousandths of a core (10 or more).
     #[serde(default)]
     pub cpu_limit_millicores: Option<u64>,
+    /// What its grains may reach of the file system, beside what every sandbox may.
+    #[serde(default)]
+    pub files: Files,
+    /// Whether grains may make rings of io_uring, whose calls no filter sees.
+    #[serde(default)]
+    pub io_uring: bool,
+}
+
+/// Paths outside the sandbox, all absolute. One that is not there grants nothing, and is named.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Files {
+    /// Read and executed, with all that is below.
+    pub read: Vec<PathBuf>,
+    /// Read, written and executed, with all that is below.
+    pub write: Vec<PathBuf>,
+    /// How much fits into each of the sandbox's own `/tmp`, `/var/tmp` and `/dev/shm`, in bytes.
+    pub tmp_bytes: u64,
+}
+
+impl Default for Files {
+    fn default() -> Files {
+        Files {
+            read: Vec::new(),
+            write: Vec::new(),
+            tmp_bytes: 64 << 20,
+        }
+    }
 }
 
 /// How one grain worker is started.
@@ -90,6 +118,16 @@ pub struct Isolation {
     pub network: bool,
     /// Own cgroups, for limits and for killing a family as a whole, and a namespace of them.
     pub cgroup: bool,
+    /// A root that cannot be written, and `/tmp`, `/var/tmp`, `/dev/shm`, `/run` of its own; needs
+    /// own mounts.
+    pub root: bool,
+    /// No capabilities and none to be had (no_new_privs), and resource limits.
+    pub privileges: bool,
+    /// Grains reach the files that they are given, and signal or trace only their own processes
+    /// (Landlock); needs `privileges`.
+    pub files: bool,
+    /// System calls that grains have no use for are refused (seccomp); needs `privileges`.
+    pub system_calls: bool,
 }
 
 impl Isolation {
@@ -101,6 +139,10 @@ impl Isolation {
         uts: false,
         network: false,
         cgroup: false,
+        root: false,
+        privileges: false,
+        files: false,
+        system_calls: false,
     };
 }
 
@@ -113,6 +155,10 @@ impl Default for Isolation {
             uts: true,
             network: true,
             cgroup: true,
+            root: true,
+            privileges: true,
+            files: true,
+            system_calls: true,
         }
     }
 }
@@ -127,6 +173,10 @@ impl SandboxSpec {
                 "run_dir {} must be absolute",
                 self.run_dir.display()
             ));
+        }
+        let paths = self.files.read.iter().chain(&self.files.write);
+        if let Some(path) = paths.into_iter().find(|path| !path.is_absolute()) {
+            return invalid(format!("files: {} must be absolute", path.display()));
         }
         for worker in &self.workers {
             let grain = &worker.grain;

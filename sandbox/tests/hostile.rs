@@ -33,7 +33,10 @@ fn a_worker_that_storms_its_line_is_ended_and_its_neighbour_hears_nothing() {
 #[test]
 fn a_grain_cannot_claim_its_own_sandbox() {
     let scene = Scene::new();
-    let mut agent = Agent::start(&scene.spec(&["usurping", "beating"]));
+    let mut spec = scene.spec(&["usurping", "beating"]);
+    // Else it would not find the socket in the first place.
+    spec.isolation.root = false;
+    let mut agent = Agent::start(&spec);
     let isolated = agent.status().isolation.iter().any(|item| {
         item.name == "pid namespace" && item.state == sandpipe_sandbox::IsolationState::On
     });

@@ -8,21 +8,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
-use common::{Agent, HELPER, NOBODY, Scene, is_root, until};
+use common::{Agent, HELPER, NOBODY, Scene, nobody_can_run_the_helper, until};
 use sandpipe_sandbox::{IsolationState, Probe, WorkerState};
 use serde_json::Value;
-
-/// Whether another user can run the helper at all.
-fn nobody_can_run_the_helper() -> bool {
-    is_root()
-        && Command::new(HELPER)
-            .arg("probe")
-            .uid(NOBODY)
-            .gid(NOBODY)
-            .stdout(Stdio::null())
-            .status()
-            .is_ok_and(|status| status.success())
-}
 
 #[test]
 fn another_user_is_refused_by_the_directory_the_socket_and_init() {

@@ -2,6 +2,7 @@
 
 mod global;
 mod places;
+mod programs;
 mod sandbox;
 mod topology;
 mod upgrade;

@@ -7,13 +7,15 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use sandpipe::attach::Participant;
+use sandpipe::wait::{WAITER_VARIABLE, WaiterKind};
 use sandpipe::{FamilyIndex, Topology};
 use sandpipe_sandbox::{
-    Isolation, IsolationState, SandboxHandle, SandboxSpec, WorkerSpec, WorkerState, WorkerStatus,
-    create_or_adopt,
+    Files, Isolation, IsolationState, SandboxHandle, SandboxSpec, WorkerSpec, WorkerState,
+    WorkerStatus, create_or_adopt,
 };
 
 use super::Places;
+use super::programs::{programs, python_path};
 use crate::bridge::{Attached, GrainState, LocalError, Mailbox, Post, SandboxBus, SandboxSource};
 use crate::config::AppSpec;
 
@@ -56,6 +58,9 @@ impl Source {
             memory_limit_bytes: app.limits.memory_limit_bytes,
             pids_limit: app.limits.pids_limit,
             cpu_limit_millicores: app.limits.cpu_limit_millicores,
+            files: files(app),
+            // Who forces a waiter on the grains lets them have it.
+            io_uring: app.sandbox.io_uring || forces_io_uring(),
         };
         Source {
             spec,
@@ -77,6 +82,29 @@ impl Source {
         handle.shutdown(Duration::from_secs(3)).map_err(made)?;
         create_or_adopt(&self.spec).map_err(made)
     }
+}
+
+/// What was declared, and what the grains' own programs need to start.
+fn files(app: &AppSpec) -> Files {
+    let mut read = app.sandbox.read.clone();
+    read.extend(app.grains.iter().flat_map(|grain| programs(&grain.runtime)));
+    read.extend(
+        app.grains
+            .iter()
+            .flat_map(|grain| python_path(grain.env.get("PYTHONPATH"))),
+    );
+    read.push(app.directory.clone());
+    read.sort();
+    read.dedup();
+    Files {
+        read,
+        write: app.sandbox.write.clone(),
+        tmp_bytes: app.sandbox.tmp_bytes,
+    }
+}
+
+fn forces_io_uring() -> bool {
+    std::env::var(WAITER_VARIABLE).is_ok_and(|name| name == WaiterKind::IoUring.name())
 }
 
 impl SandboxSource for Source {

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sandpipe_sandbox::{Isolation, SandboxSpec, clean_up_dead, create_or_adopt};
+use sandpipe_sandbox::{Files, Isolation, SandboxSpec, clean_up_dead, create_or_adopt};
 use tokio::sync::oneshot;
 
 use super::{
@@ -160,6 +160,8 @@ pub fn end_sandbox(run: &Path, app: &str) -> Result<(), sandpipe_sandbox::Sandbo
         memory_limit_bytes: None,
         pids_limit: None,
         cpu_limit_millicores: None,
+        files: Files::default(),
+        io_uring: false,
     };
     // It lives: adopted, whatever its spec, then ended. Should it end just now, one of nothing
     // cannot be made, and the leftovers are removed all the same.

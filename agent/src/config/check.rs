@@ -9,6 +9,7 @@ use toml::Spanned;
 
 use super::error::Problems;
 use super::runtime::runtime;
+use super::sandbox::sandbox;
 use super::{AppSpec, Backup, GrainSpec, Limits, Mode, Route, Runtime, graph, raw};
 
 /// One family of the sandbox is the agent.
@@ -34,6 +35,7 @@ pub(super) fn application(
     }
     distinct_names(raw, problems);
     let limits = limits(raw.limits.as_ref(), problems);
+    let sandbox = sandbox(raw.sandbox.as_ref(), directory, problems);
     let backup = backup(&raw.workflow.get_ref().backup, problems);
     let mut grains: Vec<Option<GrainSpec>> = raw
         .grains
@@ -66,6 +68,7 @@ pub(super) fn application(
         entry: graph.entry,
         backup,
         limits,
+        sandbox,
     })
 }
 
@@ -268,7 +271,7 @@ fn limits(raw: Option<&raw::Limits>, problems: &mut Problems<'_>) -> Limits {
         max_attempts: u16::try_from(attempts).unwrap_or(u16::MAX),
         result_ttl: Duration::from_secs(ttl_s),
         memory_limit_bytes: memory_limit(raw.memory_limit_mb.as_ref(), problems),
-        pids_limit: pids,
+        pids_limit: pids.or(base.pids_limit),
         cpu_limit_millicores: raw.cpu.as_ref().and_then(|cpu| millicores(cpu, problems)),
     }
 }

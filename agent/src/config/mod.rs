@@ -8,6 +8,7 @@ mod error;
 mod graph;
 mod raw;
 mod runtime;
+mod sandbox;
 #[cfg(test)]
 mod tests;
 
@@ -34,6 +35,8 @@ pub struct AppSpec {
     pub backup: Backup,
     /// Bounds on what the application may use.
     pub limits: Limits,
+    /// What it may reach outside its sandbox.
+    pub sandbox: Sandbox,
 }
 
 /// One grain: a function of the application.
@@ -139,6 +142,20 @@ pub struct Limits {
     pub cpu_limit_millicores: Option<u64>,
 }
 
+/// What the grains may reach, beside the system's programs and the application's directory, which
+/// they read. The paths are absolute and were there when the file was checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sandbox {
+    /// Read and executed, with all that is below.
+    pub read: Vec<PathBuf>,
+    /// Read, written and executed, with all that is below.
+    pub write: Vec<PathBuf>,
+    /// How much fits into its own `/tmp` (and `/var/tmp`, and `/dev/shm`), in bytes.
+    pub tmp_bytes: u64,
+    /// Whether its system calls may go through io_uring, where no filter sees them.
+    pub io_uring: bool,
+}
+
 impl Default for Limits {
     fn default() -> Limits {
         Limits {
@@ -150,7 +167,8 @@ impl Default for Limits {
             max_attempts: 3,
             result_ttl: Duration::from_secs(600),
             memory_limit_bytes: None,
-            pids_limit: None,
+            // Far above what grains need, far below what a host has.
+            pids_limit: Some(4096),
             cpu_limit_millicores: None,
         }
     }

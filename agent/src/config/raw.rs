@@ -13,6 +13,7 @@ pub(super) struct App {
     #[serde(default, rename = "grain")]
     pub grains: Vec<Spanned<Grain>>,
     pub limits: Option<Limits>,
+    pub sandbox: Option<Sandbox>,
 }
 
 /// From each grain to those that come after it.
@@ -57,4 +58,15 @@ pub(super) struct Limits {
     pub memory_limit_mb: Option<Spanned<i64>>,
     pub pids: Option<Spanned<i64>>,
     pub cpu: Option<Spanned<f64>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Sandbox {
+    #[serde(default)]
+    pub read: Vec<Spanned<String>>,
+    #[serde(default)]
+    pub write: Vec<Spanned<String>>,
+    pub tmp_mb: Option<Spanned<i64>>,
+    pub io_uring: Option<bool>,
 }

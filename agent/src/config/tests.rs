@@ -1,3 +1,5 @@
+mod sandbox;
+
 use std::os::unix::fs::PermissionsExt;
 
 use super::*;

@@ -22,12 +22,24 @@ fn handle(event: &Event, context: &mut Context<'_>) -> Result<Output, HandlerErr
         && (whom == "*" || whom == context.grain())
     {
         obey(rest, context)?;
+        if rest.starts_with("descriptors") {
+            return Ok(Output::from(descriptors()));
+        }
         if let Some(rest) = rest.strip_prefix("grow ") {
             let bytes: usize = rest.split(' ').next().unwrap_or_default().parse()?;
             return Ok(Output::from(vec![b'x'; bytes]));
         }
     }
     Ok(Output::from(format!("{text}{}", context.grain())))
+}
+
+/// What stands behind each descriptor of this process, a line each.
+fn descriptors() -> String {
+    let found = (0..4096).filter_map(|number| {
+        let target = std::fs::read_link(format!("/proc/self/fd/{number}")).ok()?;
+        Some(format!("{number} {}\n", target.display()))
+    });
+    found.collect()
 }
 
 /// Appends a line to the file that the environment names, so that a test can count.

@@ -46,8 +46,18 @@ impl Place {
                 grain.replace("@NOTES@", &notes.display().to_string())
             );
         }
+        // The grains of the tests write notes there.
+        text += "[sandbox]\nwrite = [\".\"]\n";
         fs::write(directory.path().join("app.toml"), text).unwrap();
         Place { directory, app }
+    }
+
+    /// Lets the grains write below one more path.
+    pub fn lets_write(&self, path: &str) {
+        let file = self.path("app.toml");
+        let text = fs::read_to_string(&file).unwrap();
+        let more = format!("write = [\".\", {path:?}]");
+        fs::write(file, text.replace("write = [\".\"]", &more)).unwrap();
     }
 
     pub fn path(&self, name: &str) -> PathBuf {

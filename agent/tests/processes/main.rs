@@ -8,5 +8,6 @@ mod kills;
 mod limits;
 mod load;
 mod overload;
+mod sandboxed;
 mod starts;
 mod vandal;

@@ -70,6 +70,8 @@ fn the_honest_lose_nothing(agent: &Agent<'_>, hostile: &Place) {
 fn a_grain_that_scribbles_over_its_memory_is_quarantined_and_its_neighbour_loses_nothing() {
     let honest = Place::chain(&["a", "b"], "", "");
     let hostile = Place::chain(&["good", "vandal"], "deadline_ms = 2000", "");
+    // It writes through /proc/self/mem.
+    hostile.lets_write("/proc");
     let mut command = Command::new(AGENT);
     command.args([honest.directory.path(), hostile.directory.path()]);
     let agent = Agent::start(&honest, command);

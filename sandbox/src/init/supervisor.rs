@@ -15,6 +15,7 @@ use super::shutdown::Ending;
 use super::worker::{Phase, Worker};
 use super::{Inherited, setup};
 use crate::IsolationItem;
+use crate::confine::Confinement;
 use crate::sys::Signals;
 
 /// Between two looks at a family that is being killed, or at a socket that was full.
@@ -28,6 +29,7 @@ pub(super) struct Supervisor {
     pub(super) isolation: Vec<IsolationItem>,
     pub(super) guardian: Guardian,
     pub(super) cgroups: FamilyCgroups,
+    confinement: Confinement,
     pub(super) workers: Vec<Worker>,
     pub(super) connections: Connections,
     /// The owning agent's line to the guardian.
@@ -67,7 +69,13 @@ impl Supervisor {
         // Before anything is started: a child that ends early must not go unseen.
         let signals = Signals::open()?;
         rustix::thread::set_name(c"sandpipe-init")?;
+        // Their log files are opened while the host's files can still be written.
+        let workers: Vec<Worker> = (1..)
+            .zip(boot.spec.workers.iter().cloned())
+            .map(|(i, spec)| Worker::new(FamilyIndex(i), spec))
+            .collect();
         let mut isolation = setup::furnish(&boot, &cgroups);
+        let confinement = setup::confinement(&boot, &mut isolation);
         let limits = boot
             .spec
             .workers
@@ -76,16 +84,13 @@ impl Supervisor {
         let cgroups = FamilyCgroups::new(cgroups, limits, &mut isolation);
         let topology = Topology::decode(&boot.spec.topology)
             .map_err(|error| io::Error::other(format!("topology: {error}")))?;
-        let (families, workers) = (topology.families().len(), boot.spec.workers.len());
-        if families != workers + 1 {
+        let families = topology.families().len();
+        if families != workers.len() + 1 {
+            let workers = workers.len();
             let reason = format!("a topology of {families} families for {workers} workers");
             return Err(io::Error::other(reason));
         }
         let guardian = Guardian::new(topology)?;
-        let workers = (1..).zip(boot.spec.workers);
-        let workers = workers
-            .map(|(i, spec)| Worker::new(FamilyIndex(i), spec))
-            .collect();
         rustix::io::ioctl_fionbio(&socket, true)?;
         rustix::net::listen(&socket, BACKLOG)?;
         let events = Events::open()?;
@@ -94,6 +99,7 @@ impl Supervisor {
             isolation,
             guardian,
             cgroups,
+            confinement,
             workers,
             connections: Connections::default(),
             agent: None,
@@ -247,7 +253,7 @@ impl Supervisor {
 
     fn start_worker(&mut self, index: usize) {
         let worker = &mut self.workers[index];
-        worker.start(&self.cgroups, &mut self.guardian);
+        worker.start(&self.cgroups, &self.confinement, &mut self.guardian);
         let number = u32::try_from(index).expect("at most 65,535 families");
         let line = worker.line.as_mut();
         let watched = line

@@ -1,4 +1,4 @@
-use std::ffi::CString;
+use std::ffi::{CString, OsStr};
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -12,6 +12,7 @@ use super::backoff::Backoff;
 use super::family::{Cage, FamilyCgroups};
 use super::output::{Output, Sink};
 use super::participant::Participant;
+use crate::confine::Confinement;
 use crate::sys::{self, Plan};
 use crate::{WorkerSpec, WorkerState};
 
@@ -82,9 +83,14 @@ impl Worker {
     }
 
     /// Makes the family's segment and starts the process. A failure counts as its end.
-    pub(super) fn start(&mut self, cgroups: &FamilyCgroups, guardian: &mut Guardian) {
+    pub(super) fn start(
+        &mut self,
+        cgroups: &FamilyCgroups,
+        confinement: &Confinement,
+        guardian: &mut Guardian,
+    ) {
         self.cage = cgroups.cage(self.family.0, self.restarts, self.spec.memory_limit_bytes);
-        match self.try_start(guardian) {
+        match self.try_start(confinement, guardian) {
             Ok(process) => self.phase = Phase::Starting(process),
             Err(reason) => {
                 self.last_exit = reason;
@@ -94,7 +100,11 @@ impl Worker {
         }
     }
 
-    fn try_start(&mut self, guardian: &mut Guardian) -> Result<Process, String> {
+    fn try_start(
+        &mut self,
+        confinement: &Confinement,
+        guardian: &mut Guardian,
+    ) -> Result<Process, String> {
         guardian
             .make_family(self.family)
             .map_err(|error| format!("its memory: {error}"))?;
@@ -108,6 +118,10 @@ impl Worker {
         let argv = self.argv()?;
         let env = self.env();
         let working_dir = self.spec.working_dir.as_deref().unwrap_or(Path::new("/"));
+        let program = Path::new(OsStr::from_bytes(argv[0].to_bytes()));
+        let prepared = confinement
+            .prepare(program, working_dir)
+            .map_err(|error| format!("its file rules: {error}"))?;
         let working_dir = c_string(working_dir.as_os_str().as_bytes());
         let enter: Vec<_> = self.cage.enter.iter().map(AsFd::as_fd).collect();
         let mut plan = Plan {
@@ -120,6 +134,7 @@ impl Worker {
             env: &env,
             fds: &[null.as_fd(), writer.as_fd(), writer.as_fd(), theirs.as_fd()],
             working_dir: Some(&working_dir),
+            give_up: prepared.give_up(),
             oom_score_adj: Some(OOM_SCORE_ADJ),
             dies_with_parent: true,
         };

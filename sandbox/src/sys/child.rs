@@ -5,13 +5,14 @@ use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 
+use super::give_up::{PARTS, give_up};
 use super::spawn::{Plan, UserMap};
 
 /// Descriptors that a child can be given.
 pub(super) const FDS_MAX: usize = 32;
 
 /// What can fail before the program runs; the child reports the index.
-pub(super) const STEPS: [&str; 9] = [
+pub(super) const STEPS: [&str; 13] = [
     "clone3",
     "a new session",
     "the maps of the user namespace",
@@ -21,6 +22,10 @@ pub(super) const STEPS: [&str; 9] = [
     "the working directory",
     "the inherited descriptors",
     "exec",
+    PARTS[0],
+    PARTS[1],
+    PARTS[2],
+    PARTS[3],
 ];
 
 /// [`Plan`] as plain pointers, read by the child.
@@ -81,6 +86,11 @@ fn prepare_and_exec(raw: &Raw<'_>) -> (i32, io::Error) {
         if unsafe { libc::chdir(path.as_ptr()) } < 0 {
             return (6, io::Error::last_os_error());
         }
+    }
+    // Before the descriptors are placed: the ruleset may lie at one of their numbers.
+    if let Err((part, error)) = give_up(&plan.give_up) {
+        let at = STEPS.iter().position(|step| *step == part);
+        return (at.map_or(8, |at| at as i32), error);
     }
     if let Err(error) = place_descriptors(plan.fds) {
         return (7, error);

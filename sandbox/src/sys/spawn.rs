@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use rustix::process::Pid;
 
+use super::GiveUp;
 use super::child::{FDS_MAX, Raw, STEPS, child_main, write_maps};
 
 /// The child's stack until its exec; it needs some hundred bytes.
@@ -69,6 +70,8 @@ pub(crate) struct Plan<'a> {
     /// Becomes the child's descriptors 0, 1, 2, …; every other one is closed.
     pub(crate) fds: &'a [BorrowedFd<'a>],
     pub(crate) working_dir: Option<&'a CStr>,
+    /// What the child gives up, last before its exec.
+    pub(crate) give_up: GiveUp<'a>,
     /// Written to the child's `oom_score_adj`.
     pub(crate) oom_score_adj: Option<&'a CStr>,
     /// The child is killed when the thread that started it ends.

@@ -1,19 +1,22 @@
 //! A run directory of its own for each test, agents in it, and the search for what they leave.
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+pub mod probe;
+
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use sandpipe::{FamilyIndex, FamilySpec, Target, Topology};
-use sandpipe_sandbox::{Isolation, SandboxSpec, SandboxStatus, WorkerSpec, clean_up_dead};
+use sandpipe_sandbox::{Files, Isolation, SandboxSpec, SandboxStatus, WorkerSpec, clean_up_dead};
 use serde_json::Value;
 
 pub const HELPER: &str = env!("CARGO_BIN_EXE_sandbox-helper");
+pub const PROBER: &str = env!("CARGO_BIN_EXE_sandbox-prober");
 /// Ten times what the slowest step takes on a loaded machine.
 pub const WATCHDOG: Duration = Duration::from_secs(30);
 pub const NOBODY: u32 = 65534;
@@ -79,7 +82,37 @@ impl Scene {
             memory_limit_bytes: None,
             pids_limit: None,
             cpu_limit_millicores: None,
+            // The workers of these tests write down what they see.
+            files: Files {
+                write: vec![self.path().into()],
+                ..Files::default()
+            },
+            io_uring: false,
         }
+    }
+
+    /// A sandbox called `app` with one prober that obeys these orders in a directory of its own.
+    pub fn prober(&self, app: &str, orders: &[String]) -> SandboxSpec {
+        let directory = self.path().join(app);
+        fs::create_dir_all(&directory).unwrap();
+        let uid = fs::metadata(self.path()).unwrap().uid();
+        std::os::unix::fs::chown(&directory, Some(uid), Some(uid)).unwrap();
+        let said = directory.join("said").display().to_string();
+        let mut spec = self.spec(&["probing"]);
+        spec.app = app.into();
+        spec.files.write = vec![directory];
+        spec.workers[0].command = [PROBER.to_owned(), said]
+            .into_iter()
+            .chain(orders.iter().cloned())
+            .collect();
+        spec
+    }
+
+    /// What the prober of `app` wrote down, once it has.
+    pub fn said(&self, app: &str) -> Value {
+        let said = self.path().join(app).join("said");
+        until("the prober has obeyed", || said.exists());
+        serde_json::from_slice(&fs::read(said).unwrap()).unwrap()
     }
 
     /// What a worker says about itself; `None` until it is attached.
@@ -307,6 +340,35 @@ pub fn until(what: &str, mut done: impl FnMut() -> bool) {
         assert!(Instant::now() < deadline, "not within {WATCHDOG:?}: {what}");
         std::thread::sleep(Duration::from_millis(2));
     }
+}
+
+/// Orders for a prober.
+pub fn orders<const N: usize>(orders: [&str; N]) -> Vec<String> {
+    orders.map(String::from).to_vec()
+}
+
+/// Whether another user can run the programs of these tests at all.
+pub fn nobody_can_run_the_helper() -> bool {
+    is_root()
+        && Command::new(HELPER)
+            .arg("probe")
+            .uid(NOBODY)
+            .gid(NOBODY)
+            .stdout(Stdio::null())
+            .status()
+            .is_ok_and(|status| status.success())
+}
+
+/// The users as whom a sandbox is tried: ours, and as root a plain one as well.
+pub fn users() -> Vec<Option<u32>> {
+    if nobody_can_run_the_helper() {
+        return vec![None, Some(NOBODY)];
+    }
+    skip(
+        "the same as a plain user",
+        "needs root and a build directory open to others",
+    );
+    vec![None]
 }
 
 pub fn kill(pid: i32) {

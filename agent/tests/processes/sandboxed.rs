@@ -1,0 +1,46 @@
+//! What a grain has in its hands, whole application and all.
+
+use std::collections::BTreeMap;
+
+use super::harness::{Place, SANDPIPE};
+
+#[test]
+fn a_rust_instance_holds_no_descriptor_of_the_agent_or_another() {
+    let place = Place::chain(&["a"], "", "");
+    let agent = place.start();
+    let answer = agent.post(&[], "a: descriptors");
+    let text = answer.text();
+    // Without io_uring: what the worker's own waiter sleeps on, in a thread that no fork copies.
+    let of_its_worker = ["anon_inode:[eventpoll]", "anon_inode:[eventfd]"];
+    let held: BTreeMap<&str, &str> = text
+        .lines()
+        .filter(|line| !of_its_worker.iter().any(|own| line.ends_with(own)))
+        .filter_map(|line| {
+            let (number, target) = line.split_once(' ')?;
+            Some((number, target.split(':').next()?))
+        })
+        .collect();
+    // Nothing to read; what it writes goes to init.
+    let expected = [("0", "/dev/null"), ("1", "pipe"), ("2", "pipe")];
+    assert_eq!(held, BTreeMap::from(expected), "{text}");
+    agent.stop();
+}
+
+#[test]
+fn the_doctor_tells_of_each_part_of_a_sandbox() {
+    let mut doctor = std::process::Command::new(SANDPIPE);
+    let output = doctor.arg("doctor").output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    for part in [
+        "read-only root, private /tmp",
+        "no privileges",
+        "file rules",
+        "system call filter",
+    ] {
+        assert!(text.contains(&format!("ok    {part}")) || text.contains(&format!("off   {part}")));
+    }
+    assert!(
+        text.contains("ok    no privileges"),
+        "every kernel has them: {text}"
+    );
+}

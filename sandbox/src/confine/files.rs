@@ -1,0 +1,112 @@
+//! Which files a grain can reach, by Landlock: what runs programs, its own, and what is declared.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use landlock::{
+    ABI, Access, AccessFs, BitFlags, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset,
+    RulesetAttr, RulesetCreatedAttr, Scope,
+};
+
+/// The newest ABI whose rights are known here; an older kernel handles what it knows.
+const KNOWN: ABI = ABI::V6;
+
+/// Read and executed by everything: programs, libraries, interpreters, their configuration, and
+/// what tells a runtime about its machine.
+const SYSTEM: [&str; 13] = [
+    "/usr",
+    "/bin",
+    "/sbin",
+    "/lib",
+    "/lib32",
+    "/lib64",
+    "/libx32",
+    "/opt",
+    "/etc",
+    "/proc",
+    "/sys/devices/system",
+    "/sys/fs/cgroup",
+    "/sys/kernel/mm",
+];
+
+/// Devices without which programs do not start, and no others.
+const DEVICES: [&str; 5] = [
+    "/dev/null",
+    "/dev/zero",
+    "/dev/full",
+    "/dev/random",
+    "/dev/urandom",
+];
+
+/// Where everybody writes: granted where a sandbox has empty ones of its own.
+pub(crate) const SCRATCH: [&str; 3] = ["/tmp", "/var/tmp", "/dev/shm"];
+
+/// A ruleset of what can be reached; the domain that a process enters with it can also not signal,
+/// trace or connect by an abstract name to anything outside.
+///
+/// A path that is not there grants nothing.
+pub(crate) fn ruleset<'a>(
+    read: impl IntoIterator<Item = &'a Path>,
+    write: impl IntoIterator<Item = &'a Path>,
+) -> io::Result<OwnedFd> {
+    let read = read.into_iter().chain(SYSTEM.map(Path::new));
+    let write = write.into_iter().chain(DEVICES.map(Path::new));
+    let rules = read
+        .map(|path| (path, AccessFs::from_read(KNOWN)))
+        .chain(write.map(|path| (path, AccessFs::from_all(KNOWN))));
+    let made = || -> Result<Option<OwnedFd>, landlock::RulesetError> {
+        let mut ruleset = Ruleset::default()
+            .set_compatibility(CompatLevel::BestEffort)
+            .handle_access(AccessFs::from_all(KNOWN))?
+            .scope(Scope::from_all(KNOWN))?
+            .create()?;
+        for (path, access) in rules {
+            let Some((fd, access)) = opened(path, access) else {
+                continue;
+            };
+            ruleset = ruleset.add_rule(PathBeneath::new(fd, access))?;
+        }
+        Ok(ruleset.into())
+    };
+    made()
+        .map_err(|error| io::Error::other(error.to_string()))?
+        .ok_or_else(|| io::Error::from(io::ErrorKind::Unsupported))
+}
+
+/// The rights of a directory do not all fit a file.
+fn opened(path: &Path, access: BitFlags<AccessFs>) -> Option<(PathFd, BitFlags<AccessFs>)> {
+    let fd = PathFd::new(path).ok()?;
+    let directory = path.is_dir();
+    let access = if directory {
+        access
+    } else {
+        access & AccessFs::from_file(KNOWN)
+    };
+    Some((fd, access))
+}
+
+/// Whether there is such a path, so that one that is declared in vain can be told of.
+pub(crate) fn exists(path: &Path) -> bool {
+    PathFd::new(path).is_ok()
+}
+
+/// What of it this kernel lacks.
+pub(super) fn describe(version: u32) -> String {
+    let lacking = [
+        (2, "files cannot be moved between directories"),
+        (3, "truncation is not handled"),
+        (5, "device controls are not handled"),
+        (6, "signals and abstract sockets are not handled"),
+    ];
+    let lacking: Vec<_> = lacking
+        .iter()
+        .filter(|(since, _)| version < *since)
+        .map(|(_, what)| *what)
+        .collect();
+    if lacking.is_empty() {
+        "files, devices, signals, abstract sockets".into()
+    } else {
+        lacking.join(", ")
+    }
+}

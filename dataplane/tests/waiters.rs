@@ -313,6 +313,34 @@ fn a_forked_child_has_neither_the_ring_nor_its_descriptor() {
 }
 
 #[test]
+fn a_forked_child_closes_what_its_parents_threads_wait_on() {
+    let open = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+    // Epoll, its duplicate and the bell of the thread, what is watched; in a foreign loop the door.
+    for (whose, held) in [(Loop::Own, 4), (Loop::Foreign, 5)] {
+        let mut waiter = WaiterKind::Futex.open(whose).unwrap();
+        let (fd, other) = pair();
+        waiter.watch(fd.as_fd(), 7).unwrap();
+        let word = AtomicU64::new(1);
+        assert!(wait_once(&mut *waiter, &[watched(&word, 0)]).1);
+        // SAFETY: as in `child`; beyond that it takes from the allocator, which the C library's
+        // handlers have made ready.
+        match unsafe { libc::fork() } {
+            0 => {
+                let before = open();
+                drop(waiter);
+                let code = i32::from(before - open() != held);
+                // SAFETY: ends the process.
+                unsafe { libc::_exit(code) }
+            }
+            pid => assert_eq!(exit_code_of(pid), 0, "{whose:?}: a descriptor stays open"),
+        }
+        // The parent's threads have felt nothing of it.
+        rustix::io::write(&other, b"x").unwrap();
+        assert_eq!(wait_once(&mut *waiter, &[watched(&word, 1)]).0, [7]);
+    }
+}
+
+#[test]
 fn many_waiters_of_one_thread_give_their_places_back() {
     // A thread's table of rings has 16 places.
     let kinds: Vec<_> = waiters().map(|waiter| waiter.kind()).collect();

@@ -5,20 +5,20 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, eventfd};
 
 use super::Watched;
+use super::companion::Companion;
 use crate::futex;
 
 /// The thread and its eventfd.
 #[derive(Debug)]
 pub(super) struct Doorman {
     door: Arc<Door>,
-    thread: Option<JoinHandle<()>>,
-    process: u32,
+    /// With the descriptor that becomes readable.
+    thread: Companion<1>,
 }
 
 #[derive(Debug)]
@@ -28,7 +28,6 @@ struct Door {
     /// The last order that the thread is done with.
     done: AtomicU64,
     order: Mutex<Order>,
-    event: OwnedFd,
 }
 
 #[derive(Debug)]
@@ -51,21 +50,21 @@ impl Doorman {
             orders: AtomicU64::new(0),
             done: AtomicU64::new(0),
             order: Mutex::new(Order::Rest),
-            event: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
         });
+        let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let theirs = Arc::clone(&door);
-        let thread = std::thread::Builder::new()
-            .name("sandpipe-door".into())
-            .spawn(move || serve(&theirs))?;
-        Ok(Doorman {
-            door,
-            thread: Some(thread),
-            process: std::process::id(),
-        })
+        let work = move |[event]: &[OwnedFd; 1]| serve(&theirs, event);
+        let thread = Companion::start("sandpipe-door", [event], work)?;
+        Ok(Doorman { door, thread })
     }
 
     pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
-        self.door.event.as_fd()
+        self.event().as_fd()
+    }
+
+    fn event(&self) -> &OwnedFd {
+        let [event] = self.thread.descriptors();
+        event
     }
 
     /// Watches the words until one moves or the time is up.
@@ -91,7 +90,7 @@ impl Doorman {
             }
             futex::wait(&self.door.done, done as u32, REST);
         }
-        match rustix::io::read(&self.door.event, &mut [0_u8; 8]) {
+        match rustix::io::read(self.event(), &mut [0_u8; 8]) {
             Ok(_) => Ok(true),
             Err(rustix::io::Errno::AGAIN) => Ok(false),
             Err(error) => Err(error.into()),
@@ -110,7 +109,7 @@ impl Doorman {
     }
 }
 
-fn serve(door: &Door) {
+fn serve(door: &Door, event: &OwnedFd) {
     loop {
         let (number, order) = {
             let mut order = door.order.lock().unwrap_or_else(PoisonError::into_inner);
@@ -125,7 +124,7 @@ fn serve(door: &Door) {
                 let left = until.saturating_duration_since(Instant::now());
                 let _ = futex::wait_any_at(&words, left);
                 if door.orders.load(Ordering::SeqCst) == number {
-                    let _ = rustix::io::write(&door.event, &1_u64.to_ne_bytes());
+                    let _ = rustix::io::write(event, &1_u64.to_ne_bytes());
                 }
             }
             Order::Rest => {}
@@ -138,14 +137,8 @@ fn serve(door: &Door) {
 
 impl Drop for Doorman {
     fn drop(&mut self) {
-        if self.process != std::process::id() {
-            // There is no such thread here, and nobody to give its stack back to.
-            std::mem::forget(self.thread.take());
-            return;
-        }
-        self.give(Order::End);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
+        if self.thread.is_here() {
+            self.give(Order::End);
         }
     }
 }

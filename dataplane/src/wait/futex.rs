@@ -6,14 +6,14 @@
 //! the caller sleeps on.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, epoll, eventfd};
 
+use super::companion::Companion;
 use super::descriptors::{Descriptors, take_events};
 use super::doorman::Doorman;
 use super::{Loop, Token, Waiter, WaiterKind, Watched};
@@ -158,9 +158,8 @@ impl Waiter for FutexWaiter {
 #[derive(Debug)]
 struct Watchman {
     post: Arc<Post>,
-    thread: Option<JoinHandle<()>>,
-    /// A child of a fork has this struct but not the thread.
-    process: u32,
+    /// With epoll, and the bell that wakes the thread at the end.
+    thread: Companion<2>,
 }
 
 /// What the watchman and the caller share.
@@ -170,8 +169,6 @@ struct Post {
     word: AtomicU64,
     tokens: Mutex<Vec<Token>>,
     end: AtomicBool,
-    /// Wakes the watchman at the end.
-    bell: std::os::fd::OwnedFd,
 }
 
 /// The watchman's own bell among the tokens; [`Waiter::watch`] refuses it.
@@ -203,18 +200,12 @@ impl Watchman {
             word: AtomicU64::new(0),
             tokens: Mutex::new(Vec::new()),
             end: AtomicBool::new(false),
-            bell,
         });
         let epoll = descriptors.epoll().try_clone()?;
         let theirs = Arc::clone(&post);
-        let thread = std::thread::Builder::new()
-            .name("sandpipe-wait".into())
-            .spawn(move || watch(epoll.as_fd(), &theirs))?;
-        Ok(Watchman {
-            post,
-            thread: Some(thread),
-            process: std::process::id(),
-        })
+        let work = move |[epoll, _bell]: &[OwnedFd; 2]| watch(epoll.as_fd(), &theirs);
+        let thread = Companion::start("sandpipe-wait", [epoll, bell], work)?;
+        Ok(Watchman { post, thread })
     }
 
     /// Nothing is noted. The word was read before: a note since then has moved it.
@@ -235,15 +226,10 @@ fn watch(epoll: BorrowedFd<'_>, post: &Post) {
 
 impl Drop for Watchman {
     fn drop(&mut self) {
-        if self.process != std::process::id() {
-            // There is no such thread here, and nobody to give its stack back to.
-            std::mem::forget(self.thread.take());
-            return;
-        }
-        self.post.end.store(true, Ordering::SeqCst);
-        let _ = rustix::io::write(&self.post.bell, &1_u64.to_ne_bytes());
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
+        if self.thread.is_here() {
+            self.post.end.store(true, Ordering::SeqCst);
+            let [_epoll, bell] = self.thread.descriptors();
+            let _ = rustix::io::write(bell, &1_u64.to_ne_bytes());
         }
     }
 }

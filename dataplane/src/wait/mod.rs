@@ -9,6 +9,7 @@
 
 mod bell_fd;
 mod budget;
+mod companion;
 mod descriptors;
 mod doorman;
 mod futex;

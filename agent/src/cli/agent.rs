@@ -5,11 +5,13 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::Notify;
 
 use crate::application::{default_data, run_dir};
 use crate::config::AgentSpec;
@@ -136,7 +138,7 @@ impl Agent<'_> {
         });
         self.announce(resumed)?;
         self.notifier.ready(&self.status_line());
-        let watch = Watch::begin(&self.host);
+        let watch = Watch::begin(&self.host).context("no thread can be made")?;
         let mut alive = tokio::time::interval(
             // Without a watchdog the answer is looked at all the same, to say it in the log.
             self.notifier.watchdog_interval().unwrap_or(WATCH * 5),
@@ -152,7 +154,6 @@ impl Agent<'_> {
                 },
             }
         }
-        drop(watch);
         let signalled = Instant::now();
         tokio::spawn(async move {
             // Supervisors signal the process and then its group: that is one request to end.
@@ -165,7 +166,11 @@ impl Agent<'_> {
         eprintln!("sandpipe: stopping: finishing what is open");
         closing.notify_one();
         let host = Arc::clone(&self.host);
-        let left = tokio::task::spawn_blocking(move || host.stop()).await?;
+        let stop = move || {
+            watch.end();
+            host.stop()
+        };
+        let left = tokio::task::spawn_blocking(stop).await?;
         for (app, left) in left.into_iter().filter(|(_, left)| *left > 0) {
             eprintln!("sandpipe: {app}: {left} requests are left for the next agent");
         }
@@ -235,20 +240,32 @@ async fn answers(door: &FrontDoor) -> bool {
     silent.is_empty()
 }
 
-/// A thread that looks after what has ended by itself, until this is dropped.
-struct Watch(#[expect(dead_code, reason = "its end is the sign")] mpsc::Sender<()>);
+/// A thread that looks after what has ended by itself.
+struct Watch {
+    end: mpsc::Sender<()>,
+    thread: JoinHandle<()>,
+}
 
 impl Watch {
-    fn begin(host: &Arc<Host>) -> Watch {
-        let (sign, mut end) = mpsc::channel(1);
+    fn begin(host: &Arc<Host>) -> std::io::Result<Watch> {
+        let (end, ended) = mpsc::channel();
         let host = Arc::clone(host);
-        tokio::spawn(async move {
-            while tokio::time::timeout(WATCH, end.recv()).await.is_err() {
-                let host = Arc::clone(&host);
-                let _ = tokio::task::spawn_blocking(move || host.watch()).await;
+        let look = move || {
+            while ended.recv_timeout(WATCH) == Err(RecvTimeoutError::Timeout) {
+                host.watch();
             }
-        });
-        Watch(sign)
+        };
+        let thread = std::thread::Builder::new().name("watch".into());
+        let thread = thread.spawn(look)?;
+        Ok(Watch { end, thread })
+    }
+
+    /// Starts nothing any more once it returns. Blocks while it looks.
+    fn end(self) {
+        drop(self.end);
+        if self.thread.join().is_err() {
+            tracing::error!("the thread that looks after what has ended has panicked");
+        }
     }
 }
 

@@ -61,6 +61,8 @@ impl Fleet {
                  env = {{ NOTES = {notes:?} }}\n{grain}\n"
             );
         }
+        // The grains write their notes there.
+        text += "[sandbox]\nwrite = [\".\"]\n";
         let file = directory.join("app.toml");
         fs::write(&file, text).unwrap();
         file

@@ -5,11 +5,15 @@
 //! its message by beginning it with [`MARK`], the id and a space; the bytes are a grain's, so a
 //! mark is believed only in that form, and says nothing about anybody else's messages.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, fstat, open, openat, renameat, statat, unlinkat};
+use rustix::io::Errno;
+use rustix::mount::{OpenTreeFlags, open_tree};
 
 use crate::LogLimits;
 
@@ -25,7 +29,8 @@ const LINE_BYTES_MAX: usize = 8 << 10;
 /// One worker's log file.
 #[derive(Debug)]
 pub(super) struct LogFile {
-    path: PathBuf,
+    directory: OwnedFd,
+    name: String,
     limits: LogLimits,
     file: Option<File>,
     /// The beginning of a line whose end has not come.
@@ -37,17 +42,26 @@ pub(super) struct LogFile {
 }
 
 impl LogFile {
-    /// Opened by the first write, so that a disk that is full now may have room then.
-    pub(super) fn new(path: &Path, limits: LogLimits) -> LogFile {
-        LogFile {
-            path: path.to_path_buf(),
+    /// Opened by the first write, so that a disk that is full now may have room then. Its directory
+    /// is opened now: files are made there also when the root cannot be written any more.
+    ///
+    /// # Errors
+    /// The system's, if the directory is not there.
+    pub(super) fn new(path: &Path, limits: LogLimits) -> io::Result<LogFile> {
+        let name = path.file_name().and_then(|name| name.to_str());
+        let (Some(directory), Some(name)) = (path.parent(), name) else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        Ok(LogFile {
+            directory: open_apart(directory)?,
+            name: name.to_owned(),
             limits,
             file: None,
             partial: Vec::new(),
             allowance: limits.file_bytes,
             refilled: Instant::now(),
             dropped: 0,
-        }
+        })
     }
 
     /// Takes some output. What cannot be kept is counted, and said once there is room.
@@ -122,49 +136,59 @@ impl LogFile {
     /// The current file, with room for `more` bytes. The sandbox of the version before or after
     /// may write to the same file: what counts is what is there.
     fn open(&mut self, more: u64) -> io::Result<&File> {
-        let here = fs::metadata(&self.path).ok();
+        let here = statat(&self.directory, &self.name, AtFlags::empty()).ok();
         let same = |file: &File| {
-            let own = file.metadata().ok();
-            own.zip(here.as_ref())
-                .is_some_and(|(own, here)| own.ino() == here.ino() && own.dev() == here.dev())
+            let own = fstat(file).ok();
+            own.zip(here)
+                .is_some_and(|(own, here)| own.st_ino == here.st_ino && own.st_dev == here.st_dev)
         };
         if !self.file.as_ref().is_some_and(same) {
             self.file = None;
         }
-        let bytes = here.map_or(0, |here| here.len());
+        let bytes = here.map_or(0, |here| u64::try_from(here.st_size).unwrap_or(0));
         if bytes > 0 && bytes + more > self.limits.file_bytes {
             self.file = None;
-            rotate(&self.path, self.limits.files)?;
+            self.rotate()?;
         }
         let file = match self.file.take() {
             Some(file) => file,
-            None => OpenOptions::new()
-                .create(true)
-                .append(true)
-                .mode(0o600)
-                .open(&self.path)?,
+            None => {
+                let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE | OFlags::CLOEXEC;
+                let mode = Mode::RUSR | Mode::WUSR;
+                File::from(openat(&self.directory, &self.name, flags, mode)?)
+            }
         };
         Ok(self.file.insert(file))
     }
+
+    /// `grain.log` becomes `grain.log.1`, that `grain.log.2`, and the oldest goes. A death in
+    /// between loses the oldest at the most.
+    fn rotate(&self) -> io::Result<()> {
+        let directory = &self.directory;
+        let old = |number: u32| match number {
+            0 => self.name.clone(),
+            number => format!("{}.{number}", self.name),
+        };
+        if self.limits.files <= 1 {
+            return Ok(unlinkat(directory, &self.name, AtFlags::empty())?);
+        }
+        for number in (0..self.limits.files - 1).rev() {
+            match renameat(directory, old(number), directory, old(number + 1)) {
+                Err(error) if error != Errno::NOENT => return Err(error.into()),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
 }
 
-/// `grain.log` becomes `grain.log.1`, that `grain.log.2`, and the oldest goes. A death in between
-/// loses the oldest at the most.
-fn rotate(path: &Path, files: u32) -> io::Result<()> {
-    let old = |number: u32| match number {
-        0 => path.to_path_buf(),
-        number => PathBuf::from(format!("{}.{number}", path.display())),
-    };
-    if files <= 1 {
-        return fs::remove_file(path);
-    }
-    for number in (0..files - 1).rev() {
-        match fs::rename(old(number), old(number + 1)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-    }
-    Ok(())
+/// A directory as a mount of its own, in nobody's tree: it stays writable when init makes the root
+/// read-only, and no grain sees it. Who may not mount has a root that stays as it is.
+fn open_apart(directory: &Path) -> io::Result<OwnedFd> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let plain = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let opened = open_tree(CWD, directory, flags);
+    Ok(opened.or_else(|_| open(directory, plain, Mode::empty()))?)
 }
 
 /// The id that a line is marked with, and the text.
@@ -192,6 +216,9 @@ fn unix_ms() -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::path::PathBuf;
+
     use super::*;
 
     const LIMITS: LogLimits = LogLimits {
@@ -217,7 +244,7 @@ mod tests {
     #[test]
     fn a_line_has_its_time_and_its_message_whatever_the_pieces_it_comes_in() {
         let (_directory, path) = scene();
-        let mut file = LogFile::new(&path, LIMITS);
+        let mut file = LogFile::new(&path, LIMITS).unwrap();
         let before = unix_ms();
         let id = "0123456789abcdef0123456789ABCDEF";
         file.write(format!("plain\n\u{1e}{id} mar").as_bytes());
@@ -231,7 +258,7 @@ mod tests {
     #[test]
     fn what_only_looks_like_a_mark_is_text() {
         let (_directory, path) = scene();
-        let mut file = LogFile::new(&path, LIMITS);
+        let mut file = LogFile::new(&path, LIMITS).unwrap();
         let id = "g123456789abcdef0123456789abcdef";
         file.write(format!("\u{1e}{id} x\n\u{1e}short\n\u{1e}\n\n").as_bytes());
         let expected = [
@@ -250,7 +277,7 @@ mod tests {
             bytes_per_s: u64::MAX >> 1,
             ..LIMITS
         };
-        let mut file = LogFile::new(&path, limits);
+        let mut file = LogFile::new(&path, limits).unwrap();
         for number in 0..500 {
             file.write(format!("{number:>100}\n").as_bytes());
             std::thread::sleep(std::time::Duration::from_micros(10)); // refills
@@ -281,7 +308,7 @@ mod tests {
     #[test]
     fn beyond_the_rate_output_is_dropped_and_counted() {
         let (_directory, path) = scene();
-        let mut file = LogFile::new(&path, LIMITS);
+        let mut file = LogFile::new(&path, LIMITS).unwrap();
         for _ in 0..1000 {
             file.write(&[b'x'; 1000]);
             file.write(b"\n");
@@ -304,14 +331,14 @@ mod tests {
             file_bytes: 1 << 20,
             ..LIMITS
         };
-        let mut file = LogFile::new(&path, limits);
+        let mut file = LogFile::new(&path, limits).unwrap();
         for _ in 0..100 {
             file.write(&[b'x'; 5000]);
             assert!(file.partial.len() <= LINE_BYTES_MAX);
         }
-        let mut other = LogFile::new(&path, limits);
+        let mut other = LogFile::new(&path, limits).unwrap();
         other.write(b"other\n");
-        rotate(&path, 3).unwrap();
+        other.rotate().unwrap();
         file.write(b"\nown\n");
         other.write(b"both\n");
         let last = lines(&path);

@@ -40,7 +40,7 @@ impl Sink {
     pub(super) fn file(path: &Path, limits: Option<LogLimits>) -> io::Result<Sink> {
         Ok(match limits {
             None => Sink::Raw(Sink::open(path, OFlags::CREATE)?),
-            Some(limits) => Sink::Lines(RefCell::new(LogFile::new(path, limits))),
+            Some(limits) => Sink::Lines(RefCell::new(LogFile::new(path, limits)?)),
         })
     }
 

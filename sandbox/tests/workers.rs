@@ -7,7 +7,7 @@ use std::fs;
 use std::process::Stdio;
 
 use common::{Agent, Scene, kill, until};
-use sandpipe_sandbox::{Isolation, SandboxSpec, WorkerState};
+use sandpipe_sandbox::{Isolation, IsolationState, LogLimits, SandboxSpec, WorkerState};
 
 fn all_run(agent: &mut Agent) -> bool {
     agent
@@ -211,14 +211,30 @@ fn orphans_are_reaped() {
 #[test]
 fn output_goes_to_the_log_file_or_to_the_agent_that_owns_the_sandbox_now() {
     let scene = Scene::new();
-    let mut spec = scene.spec(&["loud", "crashing"]);
+    let mut spec = scene.spec(&["loud", "crashing", "loud"]);
     let file = scene.path().join("grain.log");
+    let lines = scene.path().join("lines.log");
     spec.workers[0].stderr_log = Some(file.clone());
+    spec.workers[2].stderr_log = Some(lines.clone());
+    spec.workers[2].log_limits = Some(LogLimits {
+        file_bytes: 4096,
+        files: 2,
+        bytes_per_s: 4096,
+    });
     let mut first = Agent::start(&spec);
     let read = |path: &std::path::Path| fs::read_to_string(path).unwrap_or_default();
-    until("the file has it", || {
-        read(&file).contains("loading, start 1")
-    });
+    for file in [&file, &lines] {
+        until("the file has it", || {
+            read(file).contains("loading, start 1")
+        });
+    }
+    // Files that are open for writing do not keep the root from becoming read-only.
+    let root = "read-only root, private /tmp";
+    let probes = sandpipe_sandbox::probe_isolation();
+    let possible = probes.iter().any(|probe| probe.name == root && probe.ok);
+    let isolation = first.status().isolation;
+    let item = isolation.iter().find(|item| item.name == root).unwrap();
+    assert_eq!(item.state == IsolationState::On, possible, "{item:?}");
     first.kill();
     let log = scene.path().join("second.log");
     let stderr = Stdio::from(fs::File::create(&log).unwrap());

@@ -48,13 +48,10 @@ impl LogFile {
     /// # Errors
     /// The system's, if the directory is not there.
     pub(super) fn new(path: &Path, limits: LogLimits) -> io::Result<LogFile> {
-        let name = path.file_name().and_then(|name| name.to_str());
-        let (Some(directory), Some(name)) = (path.parent(), name) else {
-            return Err(io::ErrorKind::InvalidInput.into());
-        };
+        let (directory, name) = apart(path)?;
         Ok(LogFile {
-            directory: open_apart(directory)?,
-            name: name.to_owned(),
+            directory,
+            name,
             limits,
             file: None,
             partial: Vec::new(),
@@ -182,13 +179,22 @@ impl LogFile {
     }
 }
 
-/// A directory as a mount of its own, in nobody's tree: it stays writable when init makes the root
-/// read-only, and no grain sees it. Who may not mount has a root that stays as it is.
-fn open_apart(directory: &Path) -> io::Result<OwnedFd> {
+/// The directory of a path as a mount of its own, in nobody's tree, and the name in it. It stays
+/// writable when init makes the root read-only, a file that is open there does not hinder that, and
+/// no grain sees it. Who may not mount has a root that stays as it is.
+///
+/// # Errors
+/// The system's, if the directory is not there.
+pub(super) fn apart(path: &Path) -> io::Result<(OwnedFd, String)> {
+    let name = path.file_name().and_then(|name| name.to_str());
+    let (Some(directory), Some(name)) = (path.parent(), name) else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     let plain = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let opened = open_tree(CWD, directory, flags);
-    Ok(opened.or_else(|_| open(directory, plain, Mode::empty()))?)
+    let opened = opened.or_else(|_| open(directory, plain, Mode::empty()))?;
+    Ok((opened, name.to_owned()))
 }
 
 /// The id that a line is marked with, and the text.

@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{Mode, OFlags, open};
+use rustix::fs::{Mode, OFlags, open, openat};
 
 use super::events::{Events, Watch};
 use super::log_file::{self, LogFile};
@@ -17,6 +17,13 @@ use crate::LogLimits;
 const TAIL_BYTES: usize = 8 << 10;
 /// Read at one go; the rest waits for its turn, so that a chatty worker does not hold up init.
 const READ_BYTES: usize = 64 << 10;
+
+/// How what is written to is opened: a write never waits.
+const APPENDED: OFlags = OFlags::WRONLY
+    .union(OFlags::APPEND)
+    .union(OFlags::NONBLOCK)
+    .union(OFlags::NOCTTY)
+    .union(OFlags::CLOEXEC);
 
 /// Where output goes. Writing never blocks init: what the reader does not take is dropped.
 #[derive(Debug)]
@@ -32,25 +39,19 @@ impl Sink {
     pub(super) fn of_agent(fd: OwnedFd) -> Sink {
         // Its flags are shared with the agent, so it is opened anew to be non-blocking.
         let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
-        let own = Sink::open(Path::new(&path), OFlags::empty());
+        let own = open(path, APPENDED, Mode::empty());
         Sink::Raw(own.unwrap_or(fd))
     }
 
     /// A log file, appended to.
     pub(super) fn file(path: &Path, limits: Option<LogLimits>) -> io::Result<Sink> {
-        Ok(match limits {
-            None => Sink::Raw(Sink::open(path, OFlags::CREATE)?),
-            Some(limits) => Sink::Lines(RefCell::new(LogFile::new(path, limits)?)),
-        })
-    }
-
-    fn open(path: &Path, extra: OFlags) -> io::Result<OwnedFd> {
-        let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::NONBLOCK | OFlags::NOCTTY;
-        Ok(open(
-            path,
-            flags | OFlags::CLOEXEC | extra,
-            Mode::RUSR | Mode::WUSR,
-        )?)
+        let Some(limits) = limits else {
+            let (directory, name) = log_file::apart(path)?;
+            let flags = APPENDED | OFlags::CREATE;
+            let file = openat(directory, name, flags, Mode::RUSR | Mode::WUSR)?;
+            return Ok(Sink::Raw(file));
+        };
+        Ok(Sink::Lines(RefCell::new(LogFile::new(path, limits)?)))
     }
 
     pub(super) fn write(&self, bytes: &[u8]) {

@@ -46,6 +46,22 @@ impl Python {
         &self.interpreter
     }
 
+    /// Where it has its libraries: the environment, and the installation that made it.
+    ///
+    /// # Errors
+    /// [`BenchError::Os`] if it cannot be asked.
+    pub fn prefixes(&self) -> Result<Vec<PathBuf>, BenchError> {
+        let asked = Command::new(&self.interpreter)
+            .args([
+                "-c",
+                "import sys; print(sys.prefix, sys.base_prefix, sep='\\n')",
+            ])
+            .output()
+            .map_err(|e| BenchError::os("the interpreter", e))?;
+        let said = String::from_utf8_lossy(&asked.stdout);
+        Ok(said.lines().map(PathBuf::from).collect())
+    }
+
     /// A command that runs `program` of bench-harness/python.
     #[must_use]
     pub fn command(&self, program: &str) -> Command {

@@ -45,6 +45,8 @@ pub struct Grain {
     pub spares: u16,
     /// Its environment, besides the worker's configuration.
     pub env: Vec<(String, String)>,
+    /// What it reads to start, besides its program and what lies beside that.
+    pub reads: Vec<PathBuf>,
 }
 
 /// A running chain of grains; ended when it goes out of scope.
@@ -242,7 +244,10 @@ fn spec(app: &str, run_dir: &Path, grains: &[Grain], topology: &Topology) -> San
         memory_limit_bytes: None,
         pids_limit: None,
         cpu_limit_millicores: None,
-        files: Files::default(),
+        files: Files {
+            read: grains.iter().flat_map(|it| it.reads.clone()).collect(),
+            ..Files::default()
+        },
         io_uring: true,
     }
 }

@@ -209,6 +209,7 @@ fn rust_grain(way: Way, heap_mib: usize) -> Result<Grain, BenchError> {
         mode: way.mode,
         spares: way.spares,
         env: vec![(HEAP_VARIABLE.to_owned(), heap_mib.to_string())],
+        reads: vec![],
     })
 }
 
@@ -232,13 +233,21 @@ fn rust_floor(heap_mib: usize, count: usize, pause: Duration) -> Result<Samples,
 struct PythonGrain {
     python: Python,
     module: PathBuf,
+    reads: Vec<PathBuf>,
 }
 
 impl PythonGrain {
     fn find(setting: &Setting<'_>) -> Result<PythonGrain, BenchError> {
         let python = Python::with(&setting.root, "sandpipe")?;
         let module = absolute(&setting.root.join("bench-harness/python/bench_grain.py"))?;
-        Ok(PythonGrain { python, module })
+        let mut reads = python.prefixes()?;
+        // The module sandpipe is a link into the repository.
+        reads.push(absolute(&setting.root)?);
+        Ok(PythonGrain {
+            python,
+            module,
+            reads,
+        })
     }
 
     fn stage(&self, way: Way) -> Grain {
@@ -249,6 +258,7 @@ impl PythonGrain {
             mode: way.mode,
             spares: way.spares,
             env: vec![],
+            reads: self.reads.clone(),
         }
     }
 }

@@ -71,7 +71,12 @@ fn run_whole(figure: &str, place: &Path) -> Option<Report> {
 fn one_cpu() -> bool {
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
     if cpus < 2 {
-        let _ = writeln!(std::io::stderr(), "SKIP figures: one CPU, two are needed");
+        // The test's thread bears its name.
+        let test = std::thread::current().name().unwrap_or("bus").to_owned();
+        let _ = writeln!(
+            std::io::stderr(),
+            "SKIP {test}: one CPU, two are needed"
+        );
     }
     cpus < 2
 }

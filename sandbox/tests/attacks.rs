@@ -49,7 +49,12 @@ fn is_on(agent: &mut Agent, part: &str) -> bool {
     let item = isolation.iter().find(|item| item.name == part);
     let on = item.is_some_and(|item| item.state == IsolationState::On);
     if !on {
-        skip("an attack", &format!("no {part} here"));
+        // The test's thread bears its name.
+        let test = std::thread::current();
+        skip(
+            test.name().unwrap_or("an attack"),
+            &format!("no {part} here"),
+        );
     }
     on
 }

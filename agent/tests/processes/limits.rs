@@ -13,7 +13,11 @@ fn available(controller: &str) -> bool {
         probe.ok && (v2 || probe.name == v1)
     });
     if !found {
-        let reason = format!("SKIP {controller} limit: no cgroup with the controller here");
+        // The test's thread bears its name.
+        let thread = std::thread::current();
+        let test = thread.name().and_then(|name| name.rsplit("::").next());
+        let test = test.unwrap_or("limits");
+        let reason = format!("SKIP {test}: no cgroup with the {controller} controller here");
         let _ = writeln!(std::io::stderr(), "{reason}");
     }
     found

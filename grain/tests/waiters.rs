@@ -54,7 +54,7 @@ fn waits_on(pid: i32) -> Vec<String> {
         .filter(|&(number, _)| number > 2)
         .map(|(_, link)| link.to_string_lossy().into_owned())
         .filter(|link| {
-            ["socket:", "eventpoll", "pidfd"]
+            ["socket:", "eventpoll", "eventfd", "pidfd"]
                 .iter()
                 .any(|part| link.contains(part))
         })

@@ -147,7 +147,9 @@ impl Ring {
 impl Drop for Ring {
     fn drop(&mut self) {
         if self.process != std::process::id() {
-            // Its memory is not mapped here; something else may be.
+            // Its memory is not mapped here; something else may be. Its descriptor is open here.
+            // SAFETY: the ring owns that descriptor, and is not dropped in this process.
+            let _ = unsafe { libc::close(self.uring.as_raw_fd()) };
             return;
         }
         if let Some(index) = self.index {

@@ -73,10 +73,7 @@ fn one_cpu() -> bool {
     if cpus < 2 {
         // The test's thread bears its name.
         let test = std::thread::current().name().unwrap_or("bus").to_owned();
-        let _ = writeln!(
-            std::io::stderr(),
-            "SKIP {test}: one CPU, two are needed"
-        );
+        let _ = writeln!(std::io::stderr(), "SKIP {test}: one CPU, two are needed");
     }
     cpus < 2
 }

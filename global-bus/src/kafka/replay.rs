@@ -105,19 +105,12 @@ impl Reader<'_> {
             .collect())
     }
 
-    /// The first position and the end of a partition. A broker that has just come up may not know
-    /// its partitions for a moment.
+    /// The first position and the end of a partition.
     fn watermarks(&self, topic: &str, partition: i32) -> Result<(i64, i64), KafkaError> {
         let timeout = self.options.connect_timeout;
-        let until = Instant::now() + timeout;
-        loop {
-            match self.consumer.fetch_watermarks(topic, partition, timeout) {
-                Err(error) if is_passing(&error) && Instant::now() < until => {
-                    std::thread::sleep(RETRY);
-                }
-                found => return found,
-            }
-        }
+        until_known(timeout, || {
+            self.consumer.fetch_watermarks(topic, partition, timeout)
+        })
     }
 
     fn read_topic(&mut self, topic: &str, partitions: i32) -> Result<(), ReplayError> {
@@ -210,6 +203,23 @@ fn fold(found: &mut Found, message: &BorrowedMessage<'_>) -> Result<(), ReplayEr
     Ok(())
 }
 
+/// Asks until the answer is not one of a broker that has just come up and does not know its
+/// partitions yet; for `limit` at most, then its answer is the error.
+fn until_known<T>(
+    limit: Duration,
+    mut ask: impl FnMut() -> Result<T, KafkaError>,
+) -> Result<T, KafkaError> {
+    let until = Instant::now() + limit;
+    loop {
+        match ask() {
+            Err(error) if is_passing(&error) && Instant::now() < until => {
+                std::thread::sleep(RETRY);
+            }
+            found => return found,
+        }
+    }
+}
+
 /// Whether a partition may be there a moment later.
 fn is_passing(error: &KafkaError) -> bool {
     use rdkafka::types::RDKafkaErrorCode::{
@@ -229,5 +239,64 @@ fn failed(app: &str, error: &KafkaError) -> ReplayError {
     ReplayError::Failed {
         app: app.to_owned(),
         reason: format!("{error}; check that Kafka is up and try again"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rdkafka::types::RDKafkaErrorCode::{
+        self, LeaderNotAvailable, NotLeaderForPartition, TopicAuthorizationFailed,
+        UnknownPartition, UnknownTopicOrPartition,
+    };
+
+    use super::*;
+
+    const FAR: Duration = Duration::from_secs(60);
+
+    /// Asks a broker that says this so many times and then answers; what came of it, and how often
+    /// it was asked.
+    fn ask(
+        says: RDKafkaErrorCode,
+        times: usize,
+        limit: Duration,
+    ) -> (Result<(i64, i64), KafkaError>, usize) {
+        let mut asked = 0;
+        let found = until_known(limit, || {
+            asked += 1;
+            if asked <= times {
+                // As `fetch_watermarks` has it.
+                return Err(KafkaError::MetadataFetch(says));
+            }
+            Ok((3, 7))
+        });
+        (found, asked)
+    }
+
+    #[test]
+    fn a_broker_that_does_not_know_its_partitions_yet_is_asked_again() {
+        for says in [
+            UnknownPartition,
+            UnknownTopicOrPartition,
+            LeaderNotAvailable,
+            NotLeaderForPartition,
+        ] {
+            assert_eq!(ask(says, 2, FAR), (Ok((3, 7)), 3), "{says:?}");
+        }
+    }
+
+    #[test]
+    fn a_broker_that_never_knows_them_is_an_error_when_the_time_is_up() {
+        let unknown = || Err(KafkaError::MetadataFetch(UnknownPartition));
+        let never = usize::MAX;
+        assert_eq!(ask(UnknownPartition, never, Duration::ZERO), (unknown(), 1));
+        let (found, asked) = ask(UnknownPartition, never, 2 * RETRY);
+        assert_eq!(found, unknown());
+        assert!((2..=3).contains(&asked), "asked {asked} times");
+    }
+
+    #[test]
+    fn any_other_error_of_a_broker_is_one_at_once() {
+        let refused = Err(KafkaError::MetadataFetch(TopicAuthorizationFailed));
+        assert_eq!(ask(TopicAuthorizationFailed, 1, FAR), (refused, 1));
     }
 }

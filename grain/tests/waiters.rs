@@ -3,7 +3,8 @@
 mod sandbox;
 
 use std::fs;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
 use rustix::process::{Signal, kill_process};
@@ -171,32 +172,25 @@ fn every_sleep_is_counted_with_what_ended_it() {
     });
 }
 
-/// Ends a storm, also when its test fails.
-struct End<'a>(&'a AtomicBool);
-
-impl Drop for End<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
-
 #[test]
 fn stops_interrupt_neither_a_wait_nor_the_news_of_a_peer() {
     each(|kind, mode, spares| {
         let mut sandbox = start(2, &settings(mode, 2, spares), kind);
         let second = pid_of(sandbox.worker_pid(1));
-        let (stops, done) = (AtomicU64::new(0), AtomicBool::new(false));
+        let (stops, (test, gone)) = (AtomicU64::new(0), mpsc::channel::<()>());
         std::thread::scope(|scope| {
+            // Dropped when the test is over, also when it fails.
+            let _test = test;
             // Calls that wait end with EINTR when a stopped process goes on.
-            scope.spawn(|| {
-                while !done.load(Ordering::Relaxed) {
+            let stops = &stops;
+            scope.spawn(move || {
+                let pause = Duration::from_micros(300);
+                while gone.recv_timeout(pause) == Err(RecvTimeoutError::Timeout) {
                     kill_process(second, Signal::STOP).unwrap();
                     kill_process(second, Signal::CONT).unwrap();
                     stops.fetch_add(1, Ordering::Relaxed);
-                    std::thread::sleep(Duration::from_micros(300));
                 }
             });
-            let _end = End(&done);
             let mut id = 0;
             while stops.load(Ordering::Relaxed) < 200 {
                 id += 1;

@@ -10,7 +10,8 @@ use std::fs;
 use std::io;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use common::{Agent, HELPER, Scene, kill, skip, until};
@@ -195,15 +196,6 @@ fn without_a_descriptor_left_init_sleeps_and_lets_in_later() {
     });
 }
 
-/// Ends a storm, also when its test fails.
-struct End<'a>(&'a AtomicBool);
-
-impl Drop for End<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
-
 #[test]
 fn stops_interrupt_neither_the_start_of_a_worker_nor_an_answer() {
     each(|way| {
@@ -211,17 +203,19 @@ fn stops_interrupt_neither_the_start_of_a_worker_nor_an_answer() {
         let mut agent = agent(&scene, &["beating", "beating"], way);
         let init = Pid::from_raw(agent.init()).unwrap();
         // Calls that wait end with EINTR when a stopped process goes on.
-        let (stops, done) = (AtomicU64::new(0), AtomicBool::new(false));
+        let (stops, (test, gone)) = (AtomicU64::new(0), mpsc::channel::<()>());
         std::thread::scope(|scope| {
-            scope.spawn(|| {
-                while !done.load(Ordering::Relaxed) {
+            // Dropped when the test is over, also when it fails.
+            let _test = test;
+            let stops = &stops;
+            scope.spawn(move || {
+                let pause = Duration::from_micros(200);
+                while gone.recv_timeout(pause) == Err(RecvTimeoutError::Timeout) {
                     kill_process(init, Signal::STOP).unwrap();
                     kill_process(init, Signal::CONT).unwrap();
                     stops.fetch_add(1, Ordering::Relaxed);
-                    std::thread::sleep(Duration::from_micros(200));
                 }
             });
-            let _end = End(&done);
             for restart in 1..=3 {
                 until("both workers run", || all_run(&mut agent));
                 for worker in agent.status().workers {

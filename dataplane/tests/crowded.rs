@@ -1,6 +1,8 @@
 //! Eight grains on two cores: each spins before it parks, and none burns the core that its producer
 //! needs.
 
+mod views;
+
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -11,6 +13,7 @@ use sandpipe::{
     Ack, Bus, FamilyIndex, FamilySpec, HeapMemory, MessageHeader, MessageId, PARK_MAX, Payload,
     SlotIndex, Target, Topology, TraceStamps,
 };
+use views::{memories, views};
 
 const GRAINS: u16 = 8;
 /// Messages on their way at once: less than there are grains, so that all of them wait, and more
@@ -21,7 +24,7 @@ const HOPS: u64 = 40_000;
 const WATCHDOG: Duration = Duration::from_secs(120);
 
 /// A ring of grains: each publishes to the next.
-fn buses() -> Vec<Bus<HeapMemory>> {
+fn buses() -> [Bus<HeapMemory>; 1 + GRAINS as usize] {
     let spec = |targets| FamilySpec {
         slots: 1,
         targets,
@@ -36,21 +39,8 @@ fn buses() -> Vec<Bus<HeapMemory>> {
     });
     let families = std::iter::once(spec(vec![])).chain(grains).collect();
     let topology = Topology::new(families).unwrap();
-    let families = (0..=GRAINS).map(FamilyIndex);
-    let segments: Vec<_> = families
-        .clone()
-        .map(|family| HeapMemory::new(topology.layout(family).bytes))
-        .collect();
-    let hints = HeapMemory::new(4096);
-    let view = |own: FamilyIndex| {
-        let memory = segments[own.index()].clone();
-        let mut bus = Bus::new(topology.clone(), own, memory, hints.clone());
-        for peer in families.clone().filter(|peer| *peer != own) {
-            bus.set_peer(peer, segments[peer.index()].clone());
-        }
-        bus
-    };
-    families.clone().map(view).collect()
+    let segments = memories(&topology, HeapMemory::new);
+    views(&topology, &segments, &HeapMemory::new(4096))
 }
 
 /// The two cores that the test may use.

@@ -1,6 +1,8 @@
 //! A queue's bell as a descriptor, under event loops of others: epoll by level and by edge, tokio.
 #![allow(unsafe_code, reason = "tokio asks for a promise about the descriptor")]
 
+mod views;
+
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,8 +15,8 @@ use sandpipe::{
     Ack, Bus, FamilyIndex, FamilySpec, HeapMemory, Instance, Memory, MessageHeader, MessageId,
     Payload, Receiver, SlotIndex, Target, Topology, TraceStamps,
 };
+use views::{memories, views};
 
-const AGENT: FamilyIndex = FamilyIndex::AGENT;
 const GRAIN: FamilyIndex = FamilyIndex(1);
 const MESSAGES: u64 = 20_000;
 /// A poll that lasts so long has missed its bell: parks end by themselves much earlier, so the
@@ -39,17 +41,10 @@ fn line() -> Line {
         chunks: vec![],
     };
     let topology = Topology::new(vec![spec(vec![target]), spec(vec![])]).unwrap();
-    let segments = [AGENT, GRAIN].map(|family| HeapMemory::new(topology.layout(family).bytes));
-    let hints = HeapMemory::new(4096);
-    let bus = |own: FamilyIndex, peer: FamilyIndex| {
-        let memory = segments[own.index()].clone();
-        let mut bus = Bus::new(topology.clone(), own, memory, hints.clone());
-        bus.set_peer(peer, segments[peer.index()].clone());
-        bus
-    };
-    let grain = bus(GRAIN, AGENT);
+    let (segments, hints) = (memories(&topology, HeapMemory::new), HeapMemory::new(4096));
+    let [agent, grain] = views(&topology, &segments, &hints);
     Line {
-        producer: bus(AGENT, GRAIN).instance(SlotIndex(0)),
+        producer: agent.instance(SlotIndex(0)),
         receiver: grain.receiver(),
         grain,
         hints,

@@ -1,6 +1,7 @@
 //! The bell against each waiter: nothing is missed, nobody is woken twice for one sleep.
 
 mod sandbox;
+mod views;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,8 +16,8 @@ use sandpipe::{
 };
 
 use sandbox::Watchdog;
+use views::{memories, views};
 
-const AGENT: FamilyIndex = FamilyIndex::AGENT;
 const GRAIN: FamilyIndex = FamilyIndex(1);
 /// Bell and count of the grain's queue in the hint page.
 const BELL_AT: usize = 128;
@@ -45,20 +46,13 @@ fn line() -> Line {
     };
     let families = vec![spec(2, vec![target]), spec(1, vec![])];
     let topology = Topology::new(families).unwrap();
-    let segments = [AGENT, GRAIN].map(|family| HeapMemory::new(topology.layout(family).bytes));
-    let hints = HeapMemory::new(4096);
-    let bus = |own: FamilyIndex, peer: FamilyIndex, hints: &HeapMemory| {
-        let memory = segments[own.index()].clone();
-        let mut bus = Bus::new(topology.clone(), own, memory, hints.clone());
-        bus.set_peer(peer, segments[peer.index()].clone());
-        bus
-    };
-    let agent = bus(AGENT, GRAIN, &hints);
-    let elsewhere = bus(AGENT, GRAIN, &HeapMemory::new(4096));
+    let (segments, hints) = (memories(&topology, HeapMemory::new), HeapMemory::new(4096));
+    let [agent, grain] = views(&topology, &segments, &hints);
+    let [elsewhere, _] = views(&topology, &segments, &HeapMemory::new(4096));
     Line {
         producer: agent.instance(SlotIndex(0)),
         stopping: elsewhere.instance(SlotIndex(1)),
-        grain: bus(GRAIN, AGENT, &hints),
+        grain,
         hints,
     }
 }

@@ -3,6 +3,8 @@
 //! is too weak is a reported race. Without it the same tests check contents and counts.
 #![allow(unsafe_code, reason = "plain accesses that two threads may reach")]
 
+mod views;
+
 use std::cell::UnsafeCell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,8 +16,8 @@ use sandpipe::{
     Memory, MessageHeader, MessageId, Payload, SlotIndex, StageError, Target, Topology,
     TraceStamps,
 };
+use views::{memories, views};
 
-const AGENT: FamilyIndex = FamilyIndex::AGENT;
 const GRAIN: FamilyIndex = FamilyIndex(1);
 const LANE: u32 = 8;
 /// Messages of one producer: a hundred thousand under the sanitizer take some seconds.
@@ -70,7 +72,7 @@ impl Memory for WatchedMemory {
 }
 
 /// The agent with two producing slots, a grain with two instances and two chunks to loan.
-fn pair() -> (Bus<WatchedMemory>, Bus<WatchedMemory>) {
+fn pair() -> [Bus<WatchedMemory>; 2] {
     let agent = FamilySpec {
         slots: 2,
         targets: vec![Target {
@@ -88,15 +90,8 @@ fn pair() -> (Bus<WatchedMemory>, Bus<WatchedMemory>) {
         chunks: vec![],
     };
     let topology = Topology::new(vec![agent, grain]).unwrap();
-    let segments = [AGENT, GRAIN].map(|family| WatchedMemory::new(topology.layout(family).bytes));
-    let hints = WatchedMemory::new(4096);
-    let bus = |own: FamilyIndex, peer: FamilyIndex| {
-        let memory = segments[own.index()].clone();
-        let mut bus = Bus::new(topology.clone(), own, memory, hints.clone());
-        bus.set_peer(peer, segments[peer.index()].clone());
-        bus
-    };
-    (bus(AGENT, GRAIN), bus(GRAIN, AGENT))
+    let segments = memories(&topology, WatchedMemory::new);
+    views(&topology, &segments, &WatchedMemory::new(4096))
 }
 
 /// Publishes the numbers below [`MESSAGES`], every third one in a chunk.
@@ -152,7 +147,7 @@ fn number_of(bus: &Bus<WatchedMemory>, delivery: &Delivery) -> u64 {
 
 #[test]
 fn what_one_thread_publishes_another_receives_in_order_and_nothing_races() {
-    let (agent, grain) = pair();
+    let [agent, grain] = pair();
     let producer = agent.instance(SlotIndex(0));
     let publisher = thread::spawn(|| publish_all(producer));
     let mut receiver = grain.receiver();
@@ -199,7 +194,7 @@ fn consume(bus: &Bus<WatchedMemory>, slot: SlotIndex, taken: &AtomicU64, all: u6
 
 #[test]
 fn two_producers_and_two_instances_share_lanes_chunks_and_a_bell_and_nothing_races() {
-    let (agent, grain) = pair();
+    let [agent, grain] = pair();
     let all = 2 * MESSAGES;
     let taken = AtomicU64::new(0);
     let mut had = thread::scope(|scope| {

@@ -10,6 +10,7 @@ use rustix::time::Timespec;
 use sandpipe::{
     Ack, Bus, ChunkClass, FamilyIndex, FamilySpec, Instance, Kind, Mapping, MessageHeader,
     MessageId, Participant, Payload, Receiver, SlotIndex, Target, Topology, TraceStamps,
+    split_dead,
 };
 use sandpipe_grain::{Backup, Mode, NextGrain, Route, WORKER_VARIABLE, WorkerConfig};
 use sandpipe_sandbox::{
@@ -148,8 +149,10 @@ impl Stage {
             let payload = payload.map_err(|e| BenchError::peer(&self.app, e.to_string()))?;
             match header.kind {
                 Kind::Final => return Ok(Some(payload)),
-                Kind::Failed => {
-                    let said = String::from_utf8_lossy(&payload).into_owned();
+                Kind::Failed | Kind::Dead => {
+                    let dead = (header.kind == Kind::Dead).then(|| split_dead(&payload));
+                    let reason = dead.flatten().map_or(&payload[..], |(reason, _)| reason);
+                    let said = String::from_utf8_lossy(reason).into_owned();
                     return Err(BenchError::peer(format!("a grain of {}", self.app), said));
                 }
                 _ => {}

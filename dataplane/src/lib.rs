@@ -70,7 +70,8 @@ pub use crate::family_layout::{ChunkRange, FamilyLayout, IncomingLane};
 pub use crate::instance::{Ack, Instance, Payload, StageError};
 pub use crate::memory::{HeapMemory, Memory};
 pub use crate::message::{
-    Body, FailureCode, Head, Kind, Message, MessageHeader, TraceStamps, derive_child,
+    Body, DEAD_OVERHEAD_MAX, FailureCode, Head, Kind, Message, MessageHeader, TraceStamps,
+    derive_child, join_dead, split_dead,
 };
 pub use crate::payload::{DeliveredPayload, PayloadError};
 pub use crate::receive::{Place, Receiver};

@@ -50,6 +50,9 @@ pub enum Violation {
     /// It speaks for a message that another grain handles.
     #[error("news of a message that another grain handles")]
     Parent,
+    /// A dead event's reason is longer than its message.
+    #[error("a dead event whose reason ends behind its message of {0} bytes")]
+    Reason(u32),
 }
 
 impl Violation {
@@ -65,6 +68,7 @@ impl Violation {
             Violation::Queue(_) => "queue",
             Violation::Head { .. } => "head",
             Violation::Parent => "parent",
+            Violation::Reason(_) => "reason",
         }
     }
 }

@@ -251,7 +251,10 @@ impl<R: Runtime> Forked<'_, R> {
         };
         let text =
             format!("grain {grain}: an instance died at each of {tried} attempts; last: {why}");
-        Outcome::Failed(code, text)
+        match self.bus.payload(delivery) {
+            Ok(event) => Outcome::Dead(code, text, event),
+            Err(_) => Outcome::Failed(code, text),
+        }
     }
 }
 

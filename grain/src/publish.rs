@@ -6,7 +6,7 @@ use bytes::Bytes;
 use sandpipe::layout::INLINE_MAX;
 use sandpipe::{
     Ack, Body, Bus, Delivery, FailureCode, FamilyIndex, Instance, Kind, Loan, LoanError, Mapping,
-    Message, MessageHeader, MessageId, Payload, StageError, TraceStamps, derive_child,
+    Message, MessageHeader, MessageId, Payload, StageError, TraceStamps, derive_child, join_dead,
     monotonic_ns,
 };
 
@@ -19,6 +19,8 @@ use crate::event::{HandlerError, Output};
 pub(crate) enum Outcome {
     Output(Output),
     Failed(FailureCode, String),
+    /// Its attempts are used up; the data is the event's own.
+    Dead(FailureCode, String, Vec<u8>),
 }
 
 /// A mapping of a peer is older than the peer: a full lane would look full for ever.
@@ -58,6 +60,7 @@ pub(crate) fn publish(
     stamps: TraceStamps,
 ) -> Result<(), Stale> {
     let outcome = check(config, outcome);
+    let without_chunk = without_chunk(&outcome);
     let (mut pieces, mut data) = pieces(config, delivery, outcome);
     let traced = delivery.message.header.traced;
     let mut room = Room::new(bus);
@@ -72,8 +75,11 @@ pub(crate) fn publish(
                 }
                 Err(error) => {
                     // Also of a failure's own text: what fits into a lane slot always fits.
-                    let text = cut(error.to_string(), INLINE_MAX);
-                    let failed = Outcome::Failed(FailureCode::PayloadTooLarge, text);
+                    let (code, text) = without_chunk.unwrap_or_else(|| {
+                        let code = FailureCode::PayloadTooLarge;
+                        (code, error.to_string())
+                    });
+                    let failed = Outcome::Failed(code, cut(text, INLINE_MAX));
                     (pieces, data) = self::pieces(config, delivery, failed);
                     break None;
                 }
@@ -190,6 +196,15 @@ fn check(config: &WorkerConfig, outcome: Outcome) -> Outcome {
     }
 }
 
+/// What is told of an outcome that no chunk is large enough for, if not just that. A pool that was
+/// made for less than this has no room for a dead event beside its reason.
+fn without_chunk(outcome: &Outcome) -> Option<(FailureCode, String)> {
+    match outcome {
+        Outcome::Dead(code, text, _) => Some((*code, text.clone())),
+        _ => None,
+    }
+}
+
 /// The messages of an outcome and the payload that they share.
 fn pieces(config: &WorkerConfig, delivery: &Delivery, outcome: Outcome) -> (Vec<Piece>, Bytes) {
     let parent = &delivery.message.header;
@@ -215,6 +230,10 @@ fn pieces(config: &WorkerConfig, delivery: &Delivery, outcome: Outcome) -> (Vec<
         Outcome::Failed(code, text) => {
             let text = cut(text, REASON_MAX).into_bytes().into();
             return (to_agent(Kind::Failed, FAILURE_INDEX, code), text);
+        }
+        Outcome::Dead(code, text, event) => {
+            let data = join_dead(&text, &event).into();
+            return (to_agent(Kind::Dead, FAILURE_INDEX, code), data);
         }
         Outcome::Output(output) => output,
     };

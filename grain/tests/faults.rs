@@ -68,6 +68,8 @@ fn an_event_that_kills_every_instance_fails_with_the_last_reason() {
                 answer.text
             );
             assert!(answer.text.contains(expected), "{}", answer.text);
+            let event = answer.event.as_deref();
+            assert_eq!((answer.kind, event), (Kind::Dead, Some(text.as_bytes())));
         }
     });
 }

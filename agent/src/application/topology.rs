@@ -1,6 +1,8 @@
 //! The sandbox's shape: who publishes to whom, how long the lanes are, how large the pools.
 
-use sandpipe::{ChunkClass, FamilyIndex, FamilySpec, Target, Topology, TopologyError};
+use sandpipe::{
+    ChunkClass, DEAD_OVERHEAD_MAX, FamilyIndex, FamilySpec, Target, Topology, TopologyError,
+};
 
 use crate::config::{AppSpec, GrainSpec, Mode};
 
@@ -63,7 +65,9 @@ fn target(family: usize, lane_slots: u32) -> Target {
 /// Chunks up to the payload limit. Memory is taken when a chunk is first used, so the numbers only
 /// bound what can be on its way at once.
 fn chunks(max_payload_bytes: u64) -> Vec<ChunkClass> {
-    let max = max_payload_bytes.next_multiple_of(64);
+    // An event that died goes to the agent with the reason.
+    let max = max_payload_bytes + DEAD_OVERHEAD_MAX as u64;
+    let max = max.next_multiple_of(64);
     // An answer of an error may be longer than a very small limit.
     let max = max.max(4096);
     let classes = [(256, 2048), (4096, 1024), (64 << 10, 128), (1 << 20, 16)];
@@ -83,7 +87,7 @@ mod tests {
     fn every_payload_up_to_the_limit_has_a_chunk() {
         for max in [1, 64, 4096, 4097, 8 << 20, 64 << 20] {
             let classes = chunks(max);
-            assert!(classes.last().unwrap().bytes >= max);
+            assert!(classes.last().unwrap().bytes >= max + DEAD_OVERHEAD_MAX as u64);
             assert!(
                 classes.windows(2).all(|pair| pair[0].bytes < pair[1].bytes),
                 "{classes:?}"

@@ -108,6 +108,7 @@ impl Knobs {
                 news,
                 last: true,
                 stamps: None,
+                event: None,
                 payload,
             });
         }

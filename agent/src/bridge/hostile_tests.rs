@@ -213,6 +213,13 @@ fn news_that_the_core_refuses_quarantine_their_grain() {
 }
 
 #[test]
+fn a_dead_event_whose_reason_ends_behind_it_quarantines_its_grain() {
+    let mut house = House::new();
+    house.forge(0, 8 | 4 << 32, 0xffff);
+    house.quarantined(Violation::Reason(8));
+}
+
+#[test]
 fn a_forged_acknowledgement_quarantines_its_grain() {
     let mut house = House::new();
     for _ in 0..LANE {

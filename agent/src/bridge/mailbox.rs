@@ -11,6 +11,7 @@ use tokio::sync::oneshot;
 use super::replace::Replacement;
 use super::status::{AppStatus, GrainState};
 use crate::core::{Reply, Submit};
+use crate::front_door::AppDeadLetters;
 
 /// Whom the core answers: a request of the front door. A client that hung up is nobody.
 pub type Waiter = oneshot::Sender<Reply>;
@@ -24,6 +25,10 @@ pub enum Post {
     Collect(MessageId, Waiter),
     /// How is it?
     Status(oneshot::Sender<AppStatus>),
+    /// Which events died?
+    DeadLetters(oneshot::Sender<AppDeadLetters>),
+    /// Send the event of a dead letter again.
+    Redrive(MessageId, Waiter),
     /// The grain workers' states have changed: those of the sandbox with this number.
     Workers(u64, Vec<GrainState>),
     /// Another version of the application takes over once nothing is open.

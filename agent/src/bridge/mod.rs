@@ -3,6 +3,7 @@
 
 mod appends;
 mod clock;
+mod dead_letters;
 #[cfg(test)]
 pub(crate) mod fake;
 #[cfg(test)]

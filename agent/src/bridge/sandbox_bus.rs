@@ -8,7 +8,7 @@ use sandpipe::wait::{Loop, Token, Waiter, WaiterKind};
 use sandpipe::{
     Ack, Bell, Body, Bus, Counters, FailureCode, FamilyIndex, Instance, Kind, LoanError, Mapping,
     MessageHeader, MessageId, Payload, PayloadError, Place, Receiver, SlotIndex, StageError, Tally,
-    TraceStamps, Violation,
+    TraceStamps, Violation, split_dead,
 };
 
 use super::local::{LocalBus, LocalError, Publish, QueueLoad, Refused};
@@ -113,7 +113,7 @@ impl SandboxBus {
                     .ok_or(queue)?,
             },
             Kind::Final => News::Final,
-            Kind::Failed => News::Failed(cause(header.failure)),
+            Kind::Failed | Kind::Dead => News::Failed(cause(header.failure)),
             _ => return Err(queue),
         };
         let stamps = match message.body {
@@ -125,7 +125,7 @@ impl SandboxBus {
             }),
             _ => None,
         };
-        let payload = self.bus.payload(delivery).map_err(|error| match error {
+        let mut payload = self.bus.payload(delivery).map_err(|error| match error {
             PayloadError::BadReference { chunk, len, .. } => {
                 let chunk = u64::from(chunk);
                 Violation::Reference { chunk, len }
@@ -133,6 +133,12 @@ impl SandboxBus {
             // It has published from a segment that is not there.
             _ => queue,
         })?;
+        let mut event = None;
+        if header.kind == Kind::Dead {
+            let (reason, data) = split_dead(&payload).ok_or(Violation::Reason(message.len))?;
+            event = Some(data.to_vec());
+            payload = reason.to_vec();
+        }
         Ok(Local {
             number,
             id: header.id,
@@ -143,6 +149,7 @@ impl SandboxBus {
             last: header.last,
             stamps,
             payload,
+            event,
         })
     }
 }

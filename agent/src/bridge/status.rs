@@ -26,6 +26,12 @@ pub struct AppStatus {
     pub in_flight: usize,
     /// Answers that can be collected.
     pub kept_results: usize,
+    /// Dead letters.
+    #[serde(default)]
+    pub dead_letters: usize,
+    /// Bytes of their events.
+    #[serde(default)]
+    pub dead_letter_bytes: usize,
     /// Records that the global bus has not acknowledged yet.
     pub unbacked_messages: usize,
     /// Bytes of them.
@@ -127,6 +133,7 @@ impl BusThread {
         {
             not_ready = Some(reason.into());
         }
+        let (dead_letters, dead_letter_bytes) = self.core.dead_letter_load();
         AppStatus {
             app: self.app.to_string(),
             answers: true,
@@ -134,6 +141,8 @@ impl BusThread {
             grains: self.workers.clone(),
             in_flight: self.core.in_flight(),
             kept_results: self.core.kept_results(),
+            dead_letters,
+            dead_letter_bytes,
             unbacked_messages: window.messages,
             unbacked_bytes: window.bytes,
             unbacked_age_ms: u64::try_from(window.oldest_age.as_millis()).unwrap_or(u64::MAX),

@@ -193,6 +193,10 @@ impl BusThread {
             Post::Status(waiter) => {
                 let _ = waiter.send(self.status());
             }
+            Post::DeadLetters(waiter) => {
+                let _ = waiter.send(self.dead_letters());
+            }
+            Post::Redrive(event, waiter) => self.redrive(event, waiter),
             Post::Workers(number, states) if number == self.source.number() => {
                 self.workers = states;
             }
@@ -309,7 +313,7 @@ impl BusThread {
         }
     }
 
-    fn look_at_health(&mut self) {
+    pub(super) fn look_at_health(&mut self) {
         if !self.backup {
             return;
         }

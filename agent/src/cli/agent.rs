@@ -277,6 +277,7 @@ fn answer_control(
 ) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Handle::current();
     let host = Arc::clone(host);
+    let handle = runtime.clone();
     let status = move |host: &Host| AgentStatus {
         pid: std::process::id(),
         url: format!("http://{address}"),
@@ -290,6 +291,9 @@ fn answer_control(
         let changed = match question {
             Question::Status | Question::Shutdown => {
                 return Answer::Status(Box::new(status(&host)));
+            }
+            Question::DeadLetters { .. } | Question::Redrive { .. } => {
+                return super::bus::answer(&handle, host.door(), question);
             }
             Question::Deploy { file, drain_ms } => {
                 host.deploy(file, ms(drain_ms)).map(Answer::Deployed)

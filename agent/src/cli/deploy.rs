@@ -232,7 +232,7 @@ fn row(deployment: &DeploymentStatus, status: Option<&AppStatus>) -> Row {
 }
 
 /// Seconds, as people say them.
-fn age(seconds: u64) -> String {
+pub(super) fn age(seconds: u64) -> String {
     match seconds {
         0..120 => format!("{seconds} s"),
         120..7200 => format!("{} min", seconds / 60),

@@ -1,6 +1,7 @@
 //! The `sandpipe` command.
 
 mod agent;
+mod bus;
 mod deploy;
 mod doctor;
 mod invoke;
@@ -56,6 +57,9 @@ enum Command {
     Invoke(invoke::Args),
     /// Print the answer of a request that was made with `invoke --async`
     Results(results::Args),
+    /// List dead letters, or send them again
+    #[command(subcommand)]
+    Bus(bus::Command),
     /// Watch queues, grains, rates and times of a running agent
     Top(top::Args),
     /// Say how a running application is, or stop it
@@ -92,6 +96,7 @@ pub fn main() -> ExitCode {
         Command::Logs(args) => logs::logs(&args),
         Command::Invoke(args) => invoke::invoke(&args),
         Command::Results(args) => results::results(&args),
+        Command::Bus(command) => bus::bus(&command),
         Command::Top(args) => top::top(&args),
         Command::Status(args) => status::status(&args),
         Command::Doctor(args) => Ok(doctor::doctor(&args)),

@@ -17,6 +17,8 @@ use crate::config::AppSpec;
 use crate::control::{AgentStatus, Answer, Control, Question};
 use crate::front_door::{self, FrontDoor};
 
+use super::bus;
+
 /// How long grains may take to load before the URL is printed all the same.
 const LOAD: Duration = Duration::from_secs(20);
 
@@ -159,6 +161,7 @@ fn answer_control(
 ) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Handle::current();
     let door = Arc::clone(door);
+    let letters = (Arc::clone(&door), runtime.clone());
     let status = move || AgentStatus {
         pid: std::process::id(),
         url: format!("http://{address}"),
@@ -169,6 +172,9 @@ fn answer_control(
     };
     let answer = move |question: &Question| match question {
         Question::Status | Question::Shutdown => Answer::Status(Box::new(status())),
+        Question::DeadLetters { .. } | Question::Redrive { .. } => {
+            bus::answer(&letters.1, &letters.0, question)
+        }
         Question::Deploy { .. } | Question::Undeploy { .. } => Answer::Refused {
             reason: "this is a `sandpipe run` of one application; start `sandpipe agent`".into(),
             wrong_file: false,

@@ -63,6 +63,10 @@ pub(super) fn status(args: &Args) -> anyhow::Result<ExitCode> {
             "{}: {state}; {} open, {} unbacked",
             app.app, app.in_flight, app.unbacked_messages
         );
+        if app.dead_letters > 0 {
+            let dead = app.dead_letters;
+            println!("  {dead} dead letters: sandpipe bus dead {}", app.app);
+        }
         for grain in &app.grains {
             let pid = grain
                 .pid

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::bridge::AppStatus;
-use crate::front_door::Latency;
+use crate::front_door::{AppDeadLetters, Latency, Redriven};
 use crate::host::{Deployed, DeploymentStatus, Undeployed};
 
 pub use client::{ControlError, ask, order};
@@ -41,6 +41,18 @@ pub enum Question {
         /// Remove its messages too.
         purge: bool,
     },
+    /// Which events died?
+    DeadLetters {
+        /// Of this application; `None`: of all.
+        app: Option<String>,
+    },
+    /// Send dead letters again.
+    Redrive {
+        /// Of this application; `None`: of all.
+        app: Option<String>,
+        /// This one; `None`: all.
+        letter: Option<String>,
+    },
 }
 
 /// The answer: one JSON value on a line.
@@ -53,6 +65,10 @@ pub enum Answer {
     Deployed(Deployed),
     /// To [`Question::Undeploy`].
     Undeployed(Undeployed),
+    /// To [`Question::DeadLetters`].
+    DeadLetters(Vec<AppDeadLetters>),
+    /// To [`Question::Redrive`].
+    Redriven(Vec<Redriven>),
     /// Nothing was changed.
     Refused {
         /// Why, and what to do.

@@ -16,10 +16,12 @@ pub fn root_id(app: &str, epoch: u64, sequence: u64, identity: &Identity) -> Mes
         Identity::Event { source, id } => {
             hash(&[b"event", app.as_bytes(), source.as_bytes(), id.as_bytes()])
         }
+        Identity::Redriven(dead) => hash(&[b"redriven", app.as_bytes(), &dead.0.to_le_bytes()]),
     }
 }
 
-fn hash(parts: &[&[u8]]) -> MessageId {
+/// The id that a list of parts makes, the same in every life.
+pub(super) fn hash(parts: &[&[u8]]) -> MessageId {
     let mut hasher = blake3::Hasher::new();
     for part in parts {
         // The length keeps ("ab", "c") apart from ("a", "bc").

@@ -19,6 +19,9 @@ impl<W> Core<W> {
     /// released like one that is known.
     pub fn local(&mut self, now: Now, mut local: Local) -> Result<(), Violation> {
         if self.results.has_ended(local.root) {
+            if let News::Failed(cause) = local.news {
+                self.keep_letter_of_ended(now, cause, &mut local);
+            }
             self.fold(now, &local);
             return Ok(());
         }
@@ -40,7 +43,7 @@ impl<W> Core<W> {
         match local.news {
             News::Output { grain } => self.output(&mut root, grain, &mut local),
             News::Final => self.output_of_last(&mut root, &mut local),
-            News::Failed(cause) => self.failure(now, &mut root, cause, &local),
+            News::Failed(cause) => self.failure(now, &mut root, cause, &mut local),
         }
         if root.trace.is_some() {
             let message = Some(local.parent);
@@ -116,7 +119,9 @@ impl<W> Core<W> {
         });
     }
 
-    fn failure(&mut self, now: Now, root: &mut Root<W>, cause: Cause, local: &Local) {
+    fn failure(&mut self, now: Now, root: &mut Root<W>, cause: Cause, local: &mut Local) {
+        // Before the answer: it is never there without the letter.
+        self.keep_letter(now, root, cause, local);
         if root.answer.is_none() {
             root.failure = Some(Failure {
                 grain: Arc::clone(&self.workflow.grains[local.from]),
@@ -134,6 +139,10 @@ impl<W> Core<W> {
         if !local.last {
             self.roots.insert(local.root, root);
             return self.after(now, After::Release(local.number));
+        }
+        if !matches!(local.news, News::Failed(_)) {
+            // It had died, its answer was lost with an agent, and this time it was handled.
+            self.forget_letter(now, local.parent);
         }
         let parent = root
             .finish(local.parent)

@@ -60,6 +60,8 @@ pub enum Identity {
         /// `ce-id`.
         id: String,
     },
+    /// The event of this dead letter, sent again.
+    Redriven(MessageId),
 }
 
 /// When a caller wants to hear.
@@ -92,6 +94,8 @@ pub struct Local {
     pub stamps: Option<Stamps>,
     /// Payload, answer, or the reason in words.
     pub payload: Vec<u8>,
+    /// The parent's own data, if its attempts are used up.
+    pub event: Option<Vec<u8>>,
 }
 
 /// What a message in `LQ(HA)` tells.

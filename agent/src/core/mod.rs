@@ -12,11 +12,13 @@
 //! fan-out) make one JSON batch of CloudEvents, see `batch.rs`.
 
 mod batch;
+mod dead;
 mod durable;
 mod ids;
 mod local;
 mod message;
 mod recovery;
+mod redrive;
 mod results;
 mod root;
 mod submit;
@@ -30,10 +32,12 @@ use std::sync::Arc;
 use sandpipe_abi::MessageId;
 use serde::{Deserialize, Serialize};
 
+use dead::DeadLetters;
 use durable::After;
 use results::Results;
 use root::Root;
 
+pub use dead::DeadLetter;
 pub use ids::root_id;
 pub use message::{
     Answer, Cause, Command, Delivery, Failure, Identity, Local, News, Now, Outcome, Reply, Submit,
@@ -86,6 +90,15 @@ pub struct Counters {
     pub folded: u64,
     /// Messages published again after a death.
     pub redelivered: u64,
+    /// Events whose attempts were used up.
+    #[serde(default)]
+    pub dead: u64,
+    /// Dead letters whose events were sent again.
+    #[serde(default)]
+    pub redriven: u64,
+    /// Dead letters that made place for newer ones.
+    #[serde(default)]
+    pub dead_dropped: u64,
 }
 
 /// The protocol's state for one application. `W` is whom to answer.
@@ -95,6 +108,7 @@ pub struct Core<W> {
     sequence: u64,
     roots: HashMap<MessageId, Box<Root<W>>>,
     results: Results,
+    dead: DeadLetters,
     /// Number of the newest append, and of the newest one that is durable.
     appended: u64,
     durable: u64,
@@ -119,6 +133,7 @@ impl<W> Core<W> {
             sequence: 0,
             roots: HashMap::new(),
             results: Results::default(),
+            dead: DeadLetters::default(),
             appended: 0,
             durable: 0,
             after: VecDeque::new(),

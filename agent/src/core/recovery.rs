@@ -11,6 +11,7 @@ use sandpipe_abi::MessageId;
 use sandpipe_global_bus::{Flag, Payload, Record};
 
 use super::Core;
+use super::dead::is_letter;
 use super::durable::{After, answer_from, final_from};
 use super::message::{Cause, Delivery, Failure, Now};
 use super::root::{Final, Message, Open, Root};
@@ -26,6 +27,8 @@ impl<W> Core<W> {
         if record.is_result() {
             return if record.id == record.root {
                 self.recover_answer(record);
+            } else if is_letter(&record) {
+                self.fold_letter(record);
             } else {
                 self.recover_final(record);
             };
@@ -88,7 +91,7 @@ impl<W> Core<W> {
         }
     }
 
-    fn grain_named(&self, name: &str) -> Option<usize> {
+    pub(super) fn grain_named(&self, name: &str) -> Option<usize> {
         self.workflow
             .grains
             .iter()
@@ -108,6 +111,7 @@ impl<W> Core<W> {
                 self.redeliver(now, id, alive);
             }
         }
+        self.forget_redriven(now);
     }
 
     /// The answer is there: what is still open would change nothing.

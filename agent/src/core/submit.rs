@@ -13,6 +13,11 @@ use super::{Core, root_id};
 impl<W> Core<W> {
     /// A request has come in. Its waiter is answered exactly once, by a later command.
     pub fn submit(&mut self, now: Now, submit: Submit<W>) {
+        self.enter(now, self.workflow.entry, submit);
+    }
+
+    /// A request that begins at this grain.
+    pub(super) fn enter(&mut self, now: Now, grain: usize, submit: Submit<W>) {
         let id = self.id_of(&submit);
         if let Some(answer) = self.results.find(id) {
             self.counters.joined += 1;
@@ -31,12 +36,11 @@ impl<W> Core<W> {
             let reply = Reply::Unavailable(Arc::clone(reason));
             return self.answer(submit.waiter, reply);
         }
-        let entry = self.workflow.entry;
-        if self.roots.len() >= self.workflow.max_in_flight || !self.backlog[entry].is_empty() {
+        if self.roots.len() >= self.workflow.max_in_flight || !self.backlog[grain].is_empty() {
             self.counters.busy += 1;
             return self.answer(submit.waiter, Reply::Busy);
         }
-        self.accept(now, id, submit, deadline_ms, must_be_durable);
+        self.accept(now, id, grain, submit, deadline_ms);
     }
 
     /// Somebody asks for the answer of a request.
@@ -122,19 +126,18 @@ impl<W> Core<W> {
         &mut self,
         now: Now,
         id: MessageId,
+        grain: usize,
         submit: Submit<W>,
         deadline_ms: u64,
-        must_be_durable: bool,
     ) {
         self.counters.accepted += 1;
         let partition = self.partition_of(id);
         let mut root = Box::new(Root::submitted(id, &submit, partition, deadline_ms));
-        root.keep = must_be_durable;
+        root.keep = submit.must_be_durable();
         if let Some(trace) = &mut root.trace {
             trace.taken_ns = now.mono_ns;
         }
-        root.open
-            .push(Open::new(id, MessageId::NONE, self.workflow.entry));
+        root.open.push(Open::new(id, MessageId::NONE, grain));
         root.waiters.push(Waiter {
             who: submit.waiter,
             wait: submit.wait,
@@ -143,7 +146,7 @@ impl<W> Core<W> {
         self.deadlines.push_back((deadline_ms, id));
         let traced = root.trace.is_some();
         let mut delivery = Delivery {
-            grain: self.workflow.entry,
+            grain,
             id,
             root: id,
             parent: MessageId::NONE,

@@ -1,3 +1,4 @@
+mod dead_letters;
 mod folds;
 mod properties;
 mod units;

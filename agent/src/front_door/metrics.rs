@@ -208,7 +208,7 @@ fn refusals(registry: &mut Registry, apps: &[AppStatus]) {
 
 fn gauges(registry: &mut Registry, apps: &[AppStatus]) {
     type Read = fn(&AppStatus) -> u64;
-    let all: [(&str, &str, Read); 6] = [
+    let all: [(&str, &str, Read); 8] = [
         ("ready", "1 if the application takes requests", |s| {
             u64::from(s.not_ready.is_none())
         }),
@@ -217,6 +217,10 @@ fn gauges(registry: &mut Registry, apps: &[AppStatus]) {
         }),
         ("kept_results", "Answers that can be collected", |s| {
             s.kept_results as u64
+        }),
+        ("dead_letters", "Dead letters", |s| s.dead_letters as u64),
+        ("dead_letter_bytes", "Bytes of their events", |s| {
+            s.dead_letter_bytes as u64
         }),
         (
             "unbacked_messages",
@@ -283,6 +287,13 @@ fn counters(registry: &mut Registry, apps: &[AppStatus]) {
                 "redelivered",
                 "Messages published again after a death",
                 counts.redelivered,
+            ),
+            ("dead", "Events whose attempts were used up", counts.dead),
+            ("redriven", "Dead letters sent again", counts.redriven),
+            (
+                "dead_dropped",
+                "Dead letters that made place for newer ones",
+                counts.dead_dropped,
             ),
             ("worker_restarts", "Grain workers started again", restarts),
             (

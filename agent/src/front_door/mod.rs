@@ -12,6 +12,7 @@
 mod body;
 mod cloud_events;
 mod connections;
+mod dead_letters;
 mod invoke;
 mod media;
 mod metrics;
@@ -35,6 +36,7 @@ use crate::bridge::{AppStatus, Mailbox, Post};
 pub use body::HeldBytes;
 pub use connections::ConnectionLimits;
 use connections::Connections;
+pub use dead_letters::{AppDeadLetters, Redriven};
 pub use metrics::Metrics;
 pub use recent::Latency;
 pub use serve::serve;

@@ -2,6 +2,7 @@
 //! kills at every moment.
 
 mod changes;
+mod dead_letters;
 mod fleet;
 #[allow(dead_code, reason = "the tests of one application use the rest of it")]
 #[path = "../processes/harness.rs"]

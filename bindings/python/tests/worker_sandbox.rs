@@ -18,6 +18,7 @@ use sandpipe::layout::INLINE_MAX;
 use sandpipe::{
     Ack, Bus, ChunkClass, FamilyIndex, FamilySpec, Guardian, Kind, Mapping, MessageHeader,
     MessageId, Participant, Payload, Reaction, SlotIndex, Target, Topology, TraceStamps, socket,
+    split_dead,
 };
 use sandpipe_grain::{WORKER_VARIABLE, WorkerConfig};
 
@@ -193,15 +194,23 @@ fn publish(instance: &mut sandpipe::Instance<Mapping>, header: &MessageHeader, d
     instance.commit(Ack::NOTHING);
 }
 
+fn reason_of(dead: &[u8]) -> &[u8] {
+    split_dead(dead).expect("a reason and an event").0
+}
+
 fn told(config: &WorkerConfig, bus: &Bus<Mapping>, delivery: &sandpipe::Delivery) -> String {
     let header = delivery.message.header;
-    let hex = to_hex(
-        &bus.payload(delivery)
-            .expect("the worker names its own chunks"),
-    );
+    let payload = bus.payload(delivery);
+    let payload = payload.expect("the worker names its own chunks");
+    let hex = to_hex(&payload);
     let root = header.root.0;
     match header.kind {
         Kind::Final => format!("final {root} {hex}"),
+        Kind::Dead => format!(
+            "failed {root} {:?} {}",
+            header.failure,
+            to_hex(reason_of(&payload))
+        ),
         Kind::Failed => format!("failed {root} {:?} {hex}", header.failure),
         _ => {
             let to = config

@@ -1,6 +1,9 @@
 //! An event message: its header, and its payload or where that lies.
 
+mod dead;
 mod words;
+
+pub use dead::{DEAD_OVERHEAD_MAX, join_dead, split_dead};
 
 use sandpipe_abi::MessageId;
 use sandpipe_abi::layout::{HEAD_MAX, INLINE_MAX};
@@ -20,6 +23,9 @@ pub enum Kind {
     Final,
     /// A grain could not handle its message; the payload is the reason. Only in `LQ(HA)`.
     Failed,
+    /// A grain could not handle its message, and its attempts are used up; the payload is the
+    /// reason and the message's own data ([`join_dead`]). Only in `LQ(HA)`.
+    Dead,
 }
 
 impl Kind {
@@ -28,6 +34,7 @@ impl Kind {
             Kind::Event => 1,
             Kind::Final => 2,
             Kind::Failed => 3,
+            Kind::Dead => 4,
         }
     }
 
@@ -36,6 +43,7 @@ impl Kind {
             1 => Some(Kind::Event),
             2 => Some(Kind::Final),
             3 => Some(Kind::Failed),
+            4 => Some(Kind::Dead),
             _ => None,
         }
     }
@@ -100,7 +108,7 @@ pub struct MessageHeader {
     pub last: bool,
     /// Somebody wants to know when each step happened.
     pub traced: bool,
-    /// The reason's class, if `kind` is [`Kind::Failed`].
+    /// The reason's class, if `kind` is [`Kind::Failed`] or [`Kind::Dead`].
     pub failure: FailureCode,
 }
 

@@ -26,9 +26,14 @@ fn a_message_keeps_every_field_through_its_words() {
         traced: false,
         ..traced
     };
+    let dead = MessageHeader {
+        kind: Kind::Dead,
+        ..untraced
+    };
     let (chunk, head) = (5, [1, 2, 3, 4, 5, 6, 7]);
     for (header, body) in [
         (traced, Body::Inline([9; 8])),
+        (dead, Body::Inline([9; 8])),
         (traced, Body::Traced { chunk, trace }),
         (untraced, Body::Chunk { chunk, head }),
     ] {

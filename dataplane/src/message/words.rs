@@ -221,7 +221,7 @@ impl Message {
         header.last = flags & FLAG_LAST != 0;
         header.traced = flags & FLAG_TRACED != 0;
         header.failure = match kind {
-            Kind::Failed => FailureCode::from_code(meta >> 56),
+            Kind::Failed | Kind::Dead => FailureCode::from_code(meta >> 56),
             _ => FailureCode::Other,
         };
         if flags & FLAG_CHUNK == 0 {

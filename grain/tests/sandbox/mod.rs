@@ -15,7 +15,7 @@ use sandpipe::wait::{WAITER_VARIABLE, WaiterKind};
 use sandpipe::{
     Bus, ChunkClass, FailureCode, FamilyIndex, FamilySpec, Guardian, Instance, Kind, Mapping,
     MessageHeader, MessageId, Participant, Payload, Receiver, SlotIndex, StageError, Target,
-    Topology, TraceStamps,
+    Topology, TraceStamps, split_dead,
 };
 use sandpipe_grain::{Backup, Mode, NextGrain, Route, WorkerConfig};
 
@@ -33,6 +33,8 @@ pub struct Answer {
     pub failure: FailureCode,
     pub text: String,
     pub stamps: Option<TraceStamps>,
+    /// The data of an event whose attempts are used up.
+    pub event: Option<Vec<u8>>,
 }
 
 /// A worker's process.
@@ -261,12 +263,19 @@ impl Sandbox {
                     sandpipe::Body::Traced { trace, .. } => Some(trace),
                     _ => None,
                 };
-                let bytes = self.bus.payload(&delivery).unwrap();
+                let mut bytes = self.bus.payload(&delivery).unwrap();
+                let mut event = None;
+                if header.kind == Kind::Dead {
+                    let (reason, data) = split_dead(&bytes).expect("a reason and an event");
+                    event = Some(data.to_vec());
+                    bytes = reason.to_vec();
+                }
                 let answer = Answer {
                     kind: header.kind,
                     failure: header.failure,
                     text: String::from_utf8(bytes).unwrap(),
                     stamps,
+                    event,
                 };
                 self.answers.entry(header.root).or_default().push(answer);
             }

@@ -19,6 +19,7 @@ fn tell(world: &mut World, number: u64, root: MessageId, child: u128) {
         news: News::Output { grain: 1 },
         last: true,
         stamps: None,
+        event: None,
         payload: b"ax".to_vec(),
     };
     world.core.local(world.now, local).unwrap();

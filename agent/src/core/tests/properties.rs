@@ -1,8 +1,10 @@
 //! Random orders of everything that can happen, checked against what is promised.
 
 use proptest::prelude::*;
+use sandpipe_abi::MessageId;
 
 use super::world::{World, body};
+use crate::core::dead::is_letter;
 use crate::core::*;
 
 const GRAPHS: &[&[&[usize]]] = &[
@@ -50,6 +52,7 @@ fn ask(world: &mut World, dice: &mut Dice, asked: &mut Vec<Asked>) {
     };
     let payload = match dice.below(8) {
         0 => b"F1".to_vec(),
+        1 => b"D1".to_vec(),
         _ => format!("p{number}.").into_bytes(),
     };
     let waiter = world.submit(identity.clone(), wait, &payload);
@@ -76,12 +79,24 @@ fn step(world: &mut World, dice: &mut Dice) {
     }
 }
 
+/// Sends the oldest letter again; nobody waits until that is durable.
+fn send_again(world: &mut World, roots: &mut Vec<String>, again: &mut Vec<MessageId>) {
+    let Some(letter) = world.core.dead_letters().into_iter().next() else {
+        return;
+    };
+    if let Reply::Accepted(id) = world.redrive(&letter.id) {
+        roots.push(letter.root);
+        again.push(id);
+    }
+}
+
 /// Asserts that an answer is what the simulated grains make of a payload.
 fn check_answer(graph: usize, payload: &[u8], answer: &str) {
     let text = String::from_utf8(payload.to_vec()).unwrap();
     match graph {
         0 => assert_eq!(answer, format!("a{text}")),
         _ if text == "F1" => assert_eq!(answer, "g1: it fails"),
+        _ if text == "D1" => assert_eq!(answer, "g1: it died"),
         1 => assert_eq!(answer, format!("cba{text}")),
         _ => {
             let events: serde_json::Value = serde_json::from_str(answer).unwrap();
@@ -109,8 +124,10 @@ fn check_end(world: &World, graph: usize, asked: &[Asked]) {
         .unfinished()
         .into_iter()
         .filter(|record| !record.is_result() || record.id != record.root)
+        .filter(|record| !is_letter(record))
         .collect();
     assert!(unfinished.is_empty(), "{unfinished:?}");
+    assert_eq!(world.letters().len(), world.stored_letters());
     for one in asked {
         let replies = &world.replies[&one.waiter];
         assert!(replies.len() <= 1, "{replies:?}");
@@ -158,8 +175,11 @@ proptest! {
         let mut dice = Dice(seed);
         let mut world = World::new(GRAPHS[graph], true);
         let mut asked = Vec::new();
+        // Of every letter that was sent again: its request, and what that had to become.
+        let (mut roots, mut again) = (Vec::new(), Vec::new());
         for _ in 0..200 {
             match dice.below(40) {
+                8 => send_again(&mut world, &mut roots, &mut again),
                 0..=5 => ask(&mut world, &mut dice, &mut asked),
                 6 => world.sandbox_dies(),
                 7 => {
@@ -171,7 +191,17 @@ proptest! {
         }
         world.run();
         check_end(&world, graph, &asked);
+        for id in again {
+            prop_assert_eq!(body(&world.collect(id)), "g1: it died");
+        }
+        roots.extend(world.core.dead_letters().into_iter().map(|letter| letter.root));
         for one in &asked {
+            // A caller that heard of a death can find the letter, or has sent it again.
+            if let Some(Reply::Done(answer)) = world.replies[&one.waiter].first()
+                && body(&Reply::Done(answer.clone())) == "g1: it died"
+            {
+                prop_assert!(roots.contains(&answer.root.to_string()), "{:?}", answer.root);
+            }
             let Some(promised) = world.replies[&one.waiter].first().cloned() else { continue };
             // A promise or an answer to a named request: asking again gives that answer.
             match (&promised, &one.identity) {

@@ -344,6 +344,7 @@ fn a_lying_index_is_ignored() {
             news: News::Output { grain: 77 },
             last: false,
             stamps: None,
+            event: None,
             payload: Vec::new(),
         },
     );
@@ -372,6 +373,7 @@ fn news_of_a_message_that_another_grain_handles_is_refused_and_changes_nothing()
             news,
             last: true,
             stamps: None,
+            event: None,
             payload: b"forged".to_vec(),
         };
         let told = world.core.local(world.now, local);
@@ -395,6 +397,7 @@ fn messages_that_are_their_own_parents_end_like_others() {
             news: News::Output { grain: 1 },
             last: true,
             stamps: None,
+            event: None,
             payload: Vec::new(),
         };
         assert_eq!(world.core.local(world.now, local), Ok(()));

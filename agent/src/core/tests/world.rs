@@ -6,6 +6,7 @@ use std::sync::Arc;
 use sandpipe_abi::MessageId;
 use sandpipe_global_bus::{Flag, RESULTS, Record};
 
+use crate::core::dead::is_letter;
 use crate::core::*;
 
 /// A message in a grain's queue.
@@ -25,6 +26,7 @@ struct Told {
     news: News,
     last: bool,
     payload: Vec<u8>,
+    event: Option<Vec<u8>>,
 }
 
 /// One lane of `LQ(HA)`: told messages from `head` on, read up to `cursor`.
@@ -53,6 +55,8 @@ pub struct World {
     waiter: u64,
     pub now: Now,
     pub handled: usize,
+    /// What killed instances kills none any more.
+    pub cured: bool,
 }
 
 pub fn workflow(grains: usize, backup: bool) -> Workflow {
@@ -101,6 +105,7 @@ impl World {
                 mono_ns: 1,
             },
             handled: 0,
+            cured: false,
         }
     }
 
@@ -120,6 +125,44 @@ impl World {
         self.core.submit(self.now, submit);
         self.carry_out();
         self.waiter
+    }
+
+    /// Sends a dead letter again; the only reply.
+    pub fn redrive(&mut self, letter: &str) -> Reply {
+        self.waiter += 1;
+        let event = MessageId::parse(letter).unwrap();
+        self.core.redrive(self.now, event, self.waiter);
+        self.carry_out();
+        self.flush();
+        self.replies
+            .remove(&self.waiter)
+            .expect("it is durable")
+            .remove(0)
+    }
+
+    /// The ids of the dead letters, the oldest first.
+    pub fn letters(&self) -> Vec<String> {
+        self.core
+            .dead_letters()
+            .into_iter()
+            .map(|letter| letter.id)
+            .collect()
+    }
+
+    /// The dead letters that a replay hands out.
+    pub fn stored_letters(&self) -> usize {
+        self.unfinished()
+            .iter()
+            .filter(|record| is_letter(record))
+            .count()
+    }
+
+    /// What lies in `LQ(HA)` goes with the sandbox, before any agent has read it again.
+    pub fn lose_what_was_told(&mut self) {
+        self.lanes
+            .iter_mut()
+            .for_each(|lane| *lane = Lane::default());
+        self.queues.iter_mut().for_each(VecDeque::clear);
     }
 
     pub fn collect(&mut self, id: MessageId) -> Reply {
@@ -180,7 +223,7 @@ impl World {
     }
 
     /// A grain's instance handles its next message: appends the grain's letter; a payload with an
-    /// `F` and the grain's digit fails there.
+    /// `F` and the grain's digit fails there, with a `D` it kills every instance.
     pub fn handle(&mut self, grain: usize) -> bool {
         let Some(message) = self.queues[grain].pop_front() else {
             return false;
@@ -188,6 +231,8 @@ impl World {
         self.handled += 1;
         let mut payload = message.payload;
         let fails = payload.ends_with(&[b'F', b'0' + grain as u8]);
+        let dies = !self.cured && payload.ends_with(&[b'D', b'0' + grain as u8]);
+        let data = payload.clone();
         payload.insert(0, b'a' + grain as u8);
         let parent = message.id;
         let mut told = Vec::new();
@@ -199,9 +244,12 @@ impl World {
                 news,
                 last: false,
                 payload: payload.to_vec(),
+                event: None,
             });
         };
-        if fails {
+        if dies {
+            tell(child(parent, 99), News::Failed(Cause::Crashed), b"it died");
+        } else if fails {
             tell(
                 child(parent, 99),
                 News::Failed(Cause::HandlerError),
@@ -210,7 +258,7 @@ impl World {
         } else if self.next[grain].is_empty() {
             tell(child(parent, 0), News::Final, &payload);
         }
-        let targets = if fails {
+        let targets = if fails || dies {
             Vec::new()
         } else {
             self.next[grain].clone()
@@ -224,7 +272,9 @@ impl World {
                 payload: payload.clone(),
             });
         }
-        told.last_mut().expect("an instance tells something").last = true;
+        let last = told.last_mut().expect("an instance tells something");
+        last.last = true;
+        last.event = dies.then_some(data);
         told.retain(|told| self.workflow.copies || !matches!(told.news, News::Output { .. }));
         self.lanes[grain].told.extend(told);
         true
@@ -249,6 +299,7 @@ impl World {
             last: told.last,
             stamps: None,
             payload: told.payload,
+            event: told.event,
         };
         self.core.local(self.now, local).unwrap();
         self.carry_out();

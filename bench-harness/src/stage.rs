@@ -12,7 +12,7 @@ use sandpipe::{
     MessageId, Participant, Payload, Receiver, SlotIndex, Target, Topology, TraceStamps,
     split_dead,
 };
-use sandpipe_grain::{Backup, Mode, NextGrain, Route, WORKER_VARIABLE, WorkerConfig};
+use sandpipe_grain::{BackOff, Backup, Mode, NextGrain, Route, WORKER_VARIABLE, WorkerConfig};
 use sandpipe_sandbox::{
     Files, Isolation, SandboxHandle, SandboxSpec, WorkerSpec, WorkerState, create_or_adopt,
 };
@@ -269,6 +269,7 @@ fn worker_config(app: &str, grains: &[Grain], index: usize, grain: &Grain) -> Wo
         spares: grain.spares,
         time_limit_ms: 30_000,
         max_attempts: 1,
+        back_off: BackOff::default(),
         max_payload_bytes: 4096,
         next: next.into_iter().collect(),
         route: Route::All,

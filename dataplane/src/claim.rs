@@ -134,9 +134,9 @@ impl<M: Memory> Claimer<M> {
         }
     }
 
-    /// Takes the next message, an orphan first. A few loads if there is none; never blocks, no
-    /// system call. If the caller dies inside, recovery of its slot makes the message available
-    /// again, unless it had the message already: then it is delivered again with attempt + 1.
+    /// Takes the next message, an orphan that is due first. A few loads if there is none; never
+    /// blocks, no system call. If the caller dies inside, recovery of its slot makes the message
+    /// available again, unless it had the message already: then it is delivered again with attempt + 1.
     ///
     /// `now_ns` is stored as the time at which the slot started on the message. A family whose
     /// words are no message is refused by this process from then on ([`Claimer::take_refusal`]).
@@ -178,11 +178,22 @@ impl<M: Memory> Claimer<M> {
     /// the head for another instance.
     #[must_use]
     pub fn has_message(&self) -> bool {
-        self.orphans().load(Ordering::Relaxed) & 1 != 0
-            || (0..self.lanes.len()).any(|lane| {
-                let next = self.next_claimable(lane);
-                !matches!(next, Ok(Next::Nothing | Next::AllClaimed))
-            })
+        self.orphans().load(Ordering::Relaxed) & 1 != 0 || self.has_claimable()
+    }
+
+    /// The same, but of the messages of the dead only those that are due: whoever parks on this
+    /// looks again when it wakes, at most [`PARK_MAX`](crate::PARK_MAX) later.
+    #[must_use]
+    pub fn has_due_message(&self, now_ns: impl Fn() -> u64) -> bool {
+        let hinted = self.orphans().load(Ordering::Relaxed) & 1 != 0;
+        (hinted && self.has_due_orphan(now_ns())) || self.has_claimable()
+    }
+
+    fn has_claimable(&self) -> bool {
+        (0..self.lanes.len()).any(|lane| {
+            let next = self.next_claimable(lane);
+            !matches!(next, Ok(Next::Nothing | Next::AllClaimed))
+        })
     }
 
     /// The first position of a lane that nobody has claimed and that holds a message.

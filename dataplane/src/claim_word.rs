@@ -3,7 +3,7 @@
 
 use core::mem::offset_of;
 
-use sandpipe_abi::layout::{InFlightEntry, LaneHead};
+use sandpipe_abi::layout::{InFlightEntry, LaneHead, OWNER_ORPHAN};
 
 use crate::chunk::entry_key;
 use crate::family_layout::{FamilyLayout, IncomingLane};
@@ -126,6 +126,29 @@ pub(crate) fn owner_word(owner: u64, attempt: u64) -> u64 {
 pub(crate) fn split_owner(word: u64) -> (u64, u64) {
     (word & 0xffff, word >> 16 & 0xffff)
 }
+
+/// The owner word of a message that nobody has and that is due at a time, 0 = at once. The time
+/// takes the top 32 bits, in units of about a millisecond: owner, attempt and time are one store.
+pub(crate) fn orphan_word(attempt: u64, due_ns: u64) -> u64 {
+    // Rounded up; 0 is kept for "at once".
+    let units = (due_ns >> DUE_UNIT_SHIFT) as u32;
+    let units = if due_ns == 0 {
+        0
+    } else {
+        units.wrapping_add(1).max(1)
+    };
+    owner_word(OWNER_ORPHAN, attempt) | u64::from(units) << 32
+}
+
+/// Whether an orphan's time has come. Times wrap after 52 days; a pause is shorter than half that.
+pub(crate) fn is_due(orphan: u64, now_ns: u64) -> bool {
+    let units = (orphan >> 32) as u32;
+    let now = (now_ns >> DUE_UNIT_SHIFT) as u32;
+    units == 0 || now.wrapping_sub(units).cast_signed() >= 0
+}
+
+/// Nanoseconds of a unit of an orphan's time: 2^20.
+const DUE_UNIT_SHIFT: u32 = 20;
 
 /// Moves the head of a lane over the prefix that was confirmed; every instance helps. How far it
 /// went.

@@ -7,6 +7,7 @@
 
 use core::mem::offset_of;
 
+use sandpipe_abi::MessageId;
 use sandpipe_abi::layout::{
     ACK_CURSOR, ACK_ENTRY, CommitLine, FamilyHeader, ITEMS_MAX, InFlightEntry, InstanceSlot,
     LaneHead, OWNER_ORPHAN, SlotState,
@@ -15,13 +16,14 @@ use sandpipe_abi::layout::{
 use crate::bus::Bus;
 use crate::chunk::{Pool, split_item};
 use crate::claim_word::{
-    Claim, Stage, advance_head, is_tentative, owner_word, settle, split_owner,
+    Claim, Stage, advance_head, is_tentative, orphan_word, owner_word, settle, split_owner,
 };
 use crate::counters::add_repair;
 use crate::family_layout::outgoing_lane_at;
 use crate::instance::item_at;
 use crate::lane::{claim_at, slot_at};
 use crate::memory::Memory;
+use crate::message::{Message, read_words};
 use crate::sync::{Ordering, full_fence};
 use crate::topology::SlotIndex;
 
@@ -53,6 +55,18 @@ impl core::ops::AddAssign for Repair {
 /// Repairs slot `slot` of the bus's own family. The caller rings the family's bell and those of
 /// its targets afterwards ([`Bus::ring_after_recovery`]).
 pub fn recover_slot<M: Memory>(bus: &Bus<M>, slot: SlotIndex) -> Repair {
+    recover_slot_later(bus, slot, &|_, _| 0)
+}
+
+/// The same, and the messages that it held are not delivered again before `due_ns` says, which is
+/// told the message and the number of the attempt to come: nanoseconds of the claimers' clock, 0 =
+/// at once. If half of the family's in-flight entries rest already, a message is due at once:
+/// those that rest never take the entries that others need.
+pub fn recover_slot_later<M: Memory>(
+    bus: &Bus<M>,
+    slot: SlotIndex,
+    due_ns: &dyn Fn(MessageId, u16) -> u64,
+) -> Repair {
     let slot_at = bus.own_layout().slot_at(slot);
     let mut repair = Repair::default();
     let line = slot_at + offset_of!(InstanceSlot, commit);
@@ -68,7 +82,7 @@ pub fn recover_slot<M: Memory>(bus: &Bus<M>, slot: SlotIndex) -> Repair {
     let pool = Pool::new(bus.own_memory().clone(), bus.layouts(), bus.family(), slot);
     repair.freed_chunks = pool.recover(committed.then_some(commit));
     return_claims(bus, slot, &mut repair);
-    repair.orphaned = orphan_entries(bus, slot);
+    repair.orphaned = orphan_entries(bus, slot, due_ns);
     // Void the record, or a later recovery would carry it out over a new holder's work. `seq` 0
     // never equals a commit number. Relaxed, as all of the slot's own words: the next holder is
     // forked by whoever recovers, and nobody else reads them.
@@ -181,7 +195,12 @@ fn return_claims<M: Memory>(bus: &Bus<M>, slot: SlotIndex, repair: &mut Repair) 
 }
 
 /// Messages that the dead slot held become orphans; its empty entries become free.
-fn orphan_entries<M: Memory>(bus: &Bus<M>, slot: SlotIndex) -> usize {
+fn orphan_entries<M: Memory>(
+    bus: &Bus<M>,
+    slot: SlotIndex,
+    due_ns: &dyn Fn(MessageId, u16) -> u64,
+) -> usize {
+    let room = resting(bus) < usize::from(bus.own_layout().slots);
     let own = bus.own_memory();
     let layout = bus.own_layout();
     let (mut orphaned, mut any) = (0, false);
@@ -196,7 +215,13 @@ fn orphan_entries<M: Memory>(bus: &Bus<M>, slot: SlotIndex) -> usize {
         if holds_message(own, at) {
             orphaned += 1;
             // Owner and attempt change in one store: a second recovery does not count twice.
-            word.store(owner_word(OWNER_ORPHAN, attempt + 1), Ordering::Release);
+            let next = attempt + 1;
+            let words = read_words(own, at + offset_of!(InFlightEntry, message));
+            let due = match Message::from_words(&words) {
+                Ok(message) if room => due_ns(message.header.id, next.min(0xffff) as u16),
+                _ => 0,
+            };
+            word.store(orphan_word(next, due), Ordering::Release);
         } else {
             word.store(0, Ordering::Release);
         }
@@ -206,6 +231,16 @@ fn orphan_entries<M: Memory>(bus: &Bus<M>, slot: SlotIndex) -> usize {
         hint_at_orphans(own);
     }
     orphaned
+}
+
+/// How many messages of the family have no owner.
+fn resting<M: Memory>(bus: &Bus<M>) -> usize {
+    let layout = bus.own_layout();
+    let entries = (0..layout.entries).map(|entry| layout.entry_at(entry));
+    let owners = entries.map(|at| bus.own_memory().word(at + offset_of!(InFlightEntry, owner)));
+    let orphans =
+        owners.filter(|owner| split_owner(owner.load(Ordering::Relaxed)).0 == OWNER_ORPHAN);
+    orphans.count()
 }
 
 /// Whether an entry holds a message, once every claim is settled: a key that is still tentative is

@@ -5,6 +5,8 @@ use std::time::Duration;
 use sandpipe::{FamilyIndex, MessageId};
 use serde::{Deserialize, Serialize};
 
+use crate::back_off::BackOff;
+
 /// The environment variable that holds a worker's [`WorkerConfig`] as JSON.
 pub const WORKER_VARIABLE: &str = "SANDPIPE_WORKER";
 
@@ -36,6 +38,9 @@ pub struct WorkerConfig {
     pub time_limit_ms: u64,
     /// How often an event is tried before it counts as failed.
     pub max_attempts: u16,
+    /// How long it rests between two attempts.
+    #[serde(default)]
+    pub back_off: BackOff,
     /// Bytes of one output at the most.
     pub max_payload_bytes: u64,
     /// The grains that may follow; none for the last grain.

@@ -109,7 +109,7 @@ impl<R: Runtime> Forked<'_, R> {
                 self.board.set_use(slot, SlotUse::Leaving);
                 return 0;
             }
-            if self.seat.claimer.has_message() && self.board.enter(slot) {
+            if self.seat.claimer.has_due_message(monotonic_ns) && self.board.enter(slot) {
                 match self.claim_and_handle() {
                     Ok(true) => {}
                     Ok(false) => return 0,
@@ -118,7 +118,7 @@ impl<R: Runtime> Forked<'_, R> {
                 continue;
             }
             let parking = bell.prepare();
-            let due = self.seat.claimer.has_message() && self.board.has_room();
+            let due = self.seat.claimer.has_due_message(monotonic_ns) && self.board.has_room();
             if due || self.retires() {
                 parking.cancel();
             } else {
@@ -164,7 +164,7 @@ impl<R: Runtime> Forked<'_, R> {
 
     /// A spare that found `concurrency` others busy sleeps although there are messages.
     fn hand_on(&self) {
-        if self.seat.claimer.has_message() {
+        if self.seat.claimer.has_due_message(monotonic_ns) {
             self.bus.bell(self.bus.family()).ring_all();
         }
     }
@@ -175,6 +175,7 @@ impl<R: Runtime> Forked<'_, R> {
         board.note(slot, delivery);
         let mut stamps = TraceStamps {
             taken_ns: self.bus.slot_started_ns(slot),
+            attempt: u64::from(delivery.attempt),
             ..TraceStamps::default()
         };
         let (outcome, sound) = if delivery.attempt > self.config.max_attempts {

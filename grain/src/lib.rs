@@ -20,6 +20,7 @@
 //! program.
 #![deny(unsafe_code)]
 
+mod back_off;
 mod board;
 mod config;
 mod event;
@@ -33,6 +34,7 @@ mod start;
 mod watch;
 mod worker;
 
+pub use crate::back_off::BackOff;
 pub use crate::config::{
     ATTACH_FD, Backup, ConfigError, LOG_MARKS_VARIABLE, Mode, NextGrain, Route, WORKER_VARIABLE,
     WorkerConfig, idempotency_key,

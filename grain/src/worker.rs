@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use sandpipe::attach::AttachError;
-use sandpipe::recover::{Repair, recover_slot};
+use sandpipe::recover::{Repair, recover_slot_later};
 use sandpipe::wait::Watched;
 use sandpipe::{Bus, Delivery, Mapping, PARK_MAX, Participant, SlotIndex, Tally, monotonic_ns};
 
@@ -226,7 +226,17 @@ impl<R: Runtime> Worker<R> {
     /// Makes a slot free for the next instance: carries out what its holder had committed, and
     /// gives back what it had taken.
     fn free(&mut self, slot: SlotIndex) -> Repair {
-        let repair = recover_slot(&self.bus, slot);
+        let back_off = self.config.back_off;
+        let repair = recover_slot_later(&self.bus, slot, &|event, attempt| {
+            // The last look, which gives the event up, waits for nothing.
+            let last = attempt < 2 || attempt > self.config.max_attempts;
+            let pause = back_off.before(attempt, event);
+            if last || pause.is_zero() {
+                return 0;
+            }
+            let pause_ns = u64::try_from(pause.as_nanos()).unwrap_or(u64::MAX);
+            monotonic_ns().saturating_add(pause_ns)
+        });
         self.board.set_use(slot, SlotUse::Free);
         repair
     }
@@ -345,7 +355,7 @@ impl<R: Runtime> Worker<R> {
                 process::watch_bell(true);
                 let bell = self.bus.bell(self.bus.family());
                 let parking = bell.prepare();
-                if process::is_terminated() || seat.claimer.has_message() {
+                if process::is_terminated() || seat.claimer.has_due_message(monotonic_ns) {
                     parking.cancel();
                 } else {
                     self.watch.sleep(&self.tally, parking, timeout);

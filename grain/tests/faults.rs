@@ -4,7 +4,7 @@ mod sandbox;
 
 use sandbox::{Sandbox, Sleepers, chain, settings};
 use sandpipe::{FailureCode, Kind};
-use sandpipe_grain::{Mode, WorkerConfig};
+use sandpipe_grain::{BackOff, Mode, WorkerConfig};
 
 const MODES: [(Mode, u16); 3] = [(Mode::Fork, 0), (Mode::Fork, 2), (Mode::Pool, 0)];
 
@@ -13,6 +13,30 @@ fn each_mode(test: impl Fn(&mut Sandbox)) {
         let mut sandbox = Sandbox::start(chain(1, &settings(mode, 2, spares)));
         test(&mut sandbox);
         assert_eq!(sandbox.ask(1000, "hello").text, "hello>g1");
+        sandbox.finish();
+    }
+}
+
+#[test]
+fn an_event_that_rests_between_its_attempts_holds_up_no_other() {
+    for (mode, spares) in [(Mode::Fork, 1), (Mode::Fork, 0), (Mode::Pool, 0)] {
+        let config = WorkerConfig {
+            max_attempts: 2,
+            back_off: BackOff {
+                first_ms: 3_000,
+                max_ms: 3_000,
+            },
+            ..settings(mode, 1, spares)
+        };
+        let mut sandbox = Sandbox::start(chain(1, &config));
+        sandbox.send(1, "exit 7");
+        sandbox.until("it rests", |sandbox| sandbox.view_of(0).orphans == 1);
+        for id in 2..22 {
+            assert_eq!(sandbox.ask(id, "x").text, "x>g1");
+        }
+        assert_eq!(sandbox.view_of(0).orphans, 1, "it still rests");
+        sandbox.wait_for(21);
+        assert_eq!(sandbox.view_of(0).in_flight, []);
         sandbox.finish();
     }
 }

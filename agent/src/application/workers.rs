@@ -135,6 +135,7 @@ fn config(spec: &AppSpec, index: usize, grain: &GrainSpec, copies: bool) -> Work
         spares,
         time_limit_ms: u64::try_from(grain.time_limit.as_millis()).unwrap_or(u64::MAX),
         max_attempts: spec.limits.max_attempts,
+        back_off: spec.limits.back_off,
         max_payload_bytes: spec.limits.max_payload_bytes,
         next: next.collect(),
         route: match grain.route {

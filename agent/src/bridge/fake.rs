@@ -181,7 +181,10 @@ impl LocalBus for FakeSandbox {
     fn queues(&self) -> Vec<QueueLoad> {
         let knobs = self.knobs.lock().unwrap();
         let waiting = knobs.queues.iter().map(VecDeque::len);
-        let load = |waiting| QueueLoad { waiting, taken: 0 };
+        let load = |waiting| QueueLoad {
+            waiting,
+            ..QueueLoad::default()
+        };
         std::iter::once(0).chain(waiting).map(load).collect()
     }
 

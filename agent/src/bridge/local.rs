@@ -64,6 +64,8 @@ pub struct QueueLoad {
     pub waiting: usize,
     /// Messages that were taken and are not acknowledged.
     pub taken: usize,
+    /// Those of them whose instance died and that wait for their next attempt.
+    pub resting: usize,
 }
 
 /// A grain that wrote what no honest one writes.

@@ -122,6 +122,7 @@ impl SandboxBus {
                 started_ns: trace.started_ns,
                 ended_ns: trace.ended_ns,
                 published_ns: trace.published_ns,
+                attempt: trace.attempt,
             }),
             _ => None,
         };
@@ -251,6 +252,7 @@ impl LocalBus for SandboxBus {
             .map(|audit| QueueLoad {
                 waiting: audit.queued.len(),
                 taken: audit.in_flight.len(),
+                resting: audit.orphans,
             })
             .collect()
     }

@@ -73,6 +73,9 @@ pub struct BusCounts {
     /// Messages that were taken from its queue and are not finished.
     #[serde(default)]
     pub taken: usize,
+    /// Those of them whose instance died and that wait for their next attempt.
+    #[serde(default)]
+    pub resting: usize,
 }
 
 impl BusCounts {
@@ -180,6 +183,7 @@ impl BusThread {
                 waiting: load.waiting,
                 high_water: high_water.max(load.waiting),
                 taken: load.taken,
+                resting: load.resting,
             }
         };
         let families = names.zip(local.counters()).enumerate();

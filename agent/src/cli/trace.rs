@@ -76,6 +76,10 @@ type Row = (u64, &'static str, String, &'static str);
 fn of_hop(hop: &Hop, first: bool, last: bool) -> [Row; 6] {
     let grain = &hop.grain;
     let stamps = &hop.stamps;
+    let again = match stamps.attempt {
+        0 | 1 => String::new(),
+        attempt => format!(", attempt {attempt}: an instance died of it before"),
+    };
     let (take, run) = if first { ("3", "4") } else { ("6c", "7") };
     let (publish, read) = if last { ("8", "9") } else { ("5", "6a") };
     let out = if last {
@@ -87,7 +91,7 @@ fn of_hop(hop: &Hop, first: bool, last: bool) -> [Row; 6] {
         (
             stamps.taken_ns,
             take,
-            format!("{grain}: an instance takes it"),
+            format!("{grain}: an instance takes it{again}"),
             "instance",
         ),
         (
@@ -135,6 +139,7 @@ mod tests {
             started_ns: 4000,
             ended_ns: 5000,
             published_ns: 6000,
+            attempt: 3,
         };
         let trace = Trace {
             received_ns: 1000,
@@ -150,6 +155,10 @@ mod tests {
             ..Trace::default()
         };
         let table = table(&trace);
+        assert!(
+            table.contains("g: an instance takes it, attempt 3"),
+            "{table}"
+        );
         let steps: Vec<&str> = table
             .lines()
             .skip(1)

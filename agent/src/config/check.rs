@@ -5,6 +5,7 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use sandpipe_grain::BackOff;
 use toml::Spanned;
 
 use super::error::Problems;
@@ -257,6 +258,10 @@ fn limits(raw: Option<&raw::Limits>, problems: &mut Problems<'_>) -> Limits {
     );
     let deadline_ms = read("deadline_ms", &raw.deadline_ms, 1..=86_400_000, 60_000);
     let attempts = read("max_attempts", &raw.max_attempts, 1..=100, 3);
+    let back_off = BackOff {
+        first_ms: read("retry_first_ms", &raw.retry_first_ms, 0..=3_600_000, 50),
+        max_ms: read("retry_max_ms", &raw.retry_max_ms, 0..=3_600_000, 5_000),
+    };
     let ttl_s = read("result_ttl_s", &raw.result_ttl_s, 1..=604_800, 600);
     let pids = raw
         .pids
@@ -269,6 +274,7 @@ fn limits(raw: Option<&raw::Limits>, problems: &mut Problems<'_>) -> Limits {
         max_bytes_in_flight: bytes_in_flight,
         deadline: Duration::from_millis(deadline_ms),
         max_attempts: u16::try_from(attempts).unwrap_or(u16::MAX),
+        back_off,
         result_ttl: Duration::from_secs(ttl_s),
         memory_limit_bytes: memory_limit(raw.memory_limit_mb.as_ref(), problems),
         pids_limit: pids.or(base.pids_limit),

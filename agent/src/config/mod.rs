@@ -16,6 +16,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use sandpipe_grain::BackOff;
+
 pub use agent::{AgentSpec, LogLimits};
 pub use error::{ConfigError, Problem};
 
@@ -132,6 +134,8 @@ pub struct Limits {
     pub deadline: Duration,
     /// How often a message is tried before it becomes a dead letter.
     pub max_attempts: u16,
+    /// How long it rests between two attempts.
+    pub back_off: BackOff,
     /// How long an answer can be collected at `/results/{id}`.
     pub result_ttl: Duration,
     /// Memory of the whole sandbox, in bytes.
@@ -165,6 +169,10 @@ impl Default for Limits {
             max_bytes_in_flight: 256 << 20,
             deadline: Duration::from_secs(60),
             max_attempts: 3,
+            back_off: BackOff {
+                first_ms: 50,
+                max_ms: 5_000,
+            },
             result_ttl: Duration::from_secs(600),
             memory_limit_bytes: None,
             // Far above what grains need, far below what a host has.

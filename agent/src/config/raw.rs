@@ -54,6 +54,8 @@ pub(super) struct Limits {
     pub max_bytes_in_flight: Option<Spanned<i64>>,
     pub deadline_ms: Option<Spanned<i64>>,
     pub max_attempts: Option<Spanned<i64>>,
+    pub retry_first_ms: Option<Spanned<i64>>,
+    pub retry_max_ms: Option<Spanned<i64>>,
     pub result_ttl_s: Option<Spanned<i64>>,
     pub memory_limit_mb: Option<Spanned<i64>>,
     pub pids: Option<Spanned<i64>>,

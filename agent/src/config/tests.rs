@@ -79,6 +79,8 @@ max_in_flight = 7
 max_bytes_in_flight = 9000000000
 deadline_ms = 1500
 max_attempts = 5
+retry_first_ms = 20
+retry_max_ms = 700
 result_ttl_s = 9
 memory_limit_mb = 64
 pids = 100
@@ -112,6 +114,8 @@ next = "static"
     assert_eq!(spec.grains[1].memory_limit_bytes, Some(512 << 20));
     assert_eq!(spec.grains[1].time_limit, Duration::from_millis(10));
     assert_eq!(spec.limits.max_in_flight, 7);
+    let back_off = spec.limits.back_off;
+    assert_eq!((back_off.first_ms, back_off.max_ms), (20, 700));
     assert_eq!(spec.limits.pool_growth_bytes, 3 << 20);
     assert_eq!(spec.limits.max_bytes_in_flight, 9_000_000_000);
     assert_eq!(spec.limits.deadline, Duration::from_millis(1500));

@@ -14,6 +14,9 @@ pub struct Stamps {
     pub ended_ns: u64,
     /// The output was about to be committed to `LQ(next)` and `LQ(HA)`.
     pub published_ns: u64,
+    /// The number of the attempt, from 1; 0 = not said.
+    #[serde(default)]
+    pub attempt: u64,
 }
 
 /// Times of one event's whole path; nanoseconds of `CLOCK_MONOTONIC`, 0 = not measured.

@@ -135,6 +135,7 @@ impl Metrics {
         held(&mut registry, doors);
         refusals(&mut registry, apps);
         gauges(&mut registry, apps);
+        retries(&mut registry, apps);
         counters(&mut registry, apps);
         bus_counters(&mut registry, apps);
         pool_sizes(&mut registry, apps);
@@ -247,6 +248,19 @@ fn gauges(registry: &mut Registry, apps: &[AppStatus]) {
         }
         registry.register(name, help, family);
     }
+}
+
+fn retries(registry: &mut Registry, apps: &[AppStatus]) {
+    let family = Family::<OfGrain, Gauge<u64, AtomicU64>>::default();
+    for status in apps {
+        for counts in &status.bus {
+            let (app, grain) = (status.app.clone(), counts.grain.clone());
+            let gauge = family.get_or_create_owned(&OfGrain { app, grain });
+            gauge.set(counts.resting as u64);
+        }
+    }
+    let help = "Events whose instance died and that wait for their next attempt";
+    registry.register("retries_waiting", help, family);
 }
 
 fn counters(registry: &mut Registry, apps: &[AppStatus]) {

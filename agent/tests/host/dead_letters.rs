@@ -35,11 +35,15 @@ impl Fleet {
 }
 
 fn metric(agent: &Agent<'_>, name: &str) -> String {
+    line(agent, &format!("{name}{{"))
+}
+
+/// The value of the metric whose line begins so.
+fn line(agent: &Agent<'_>, begin: &str) -> String {
     let page = agent.call("GET", "/metrics", &[], b"").text();
-    let line = page
-        .lines()
-        .find(|line| line.starts_with(&format!("sandpipe_{name}{{")));
-    let line = line.unwrap_or_else(|| panic!("no {name} in {page}"));
+    let begin = format!("sandpipe_{begin}");
+    let line = page.lines().find(|line| line.starts_with(&begin));
+    let line = line.unwrap_or_else(|| panic!("no {begin} in {page}"));
     line.rsplit(' ').next().unwrap().to_owned()
 }
 
@@ -144,6 +148,56 @@ fn an_agent_killed_while_letters_are_sent_again_loses_none_and_doubles_none() {
         let runs = fleet.runs(&format!("{text}a"));
         assert_eq!(runs, 3, "{text}: two attempts, and once again");
     }
+    agent.stop();
+    fleet.assert_clean();
+}
+
+#[test]
+fn an_event_rests_between_two_attempts_and_holds_up_nobody() {
+    let fleet = Fleet::new();
+    let agent = fleet.start();
+    let limits = "retry_first_ms = 4000\n";
+    fleet.deploy(&fleet.write("x", &["a", "b"], limits, "concurrency = 1"));
+    let app = fleet.app("x");
+    let mut traced = Command::new(SANDPIPE);
+    traced.args(["invoke", &app, "--data", CURSED, "--trace"]);
+    traced.env("SANDPIPE_RUN_DIR", fleet.run_dir());
+    let traced = traced.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let traced = traced.spawn().unwrap();
+    let text = format!("{CURSED}a");
+    let waiting = format!("retries_waiting{{app=\"{app}\",grain=\"b\"}}");
+    until("its first attempt is over", || {
+        fleet.runs(&text) == 1 && line(&agent, &waiting) == "1"
+    });
+    for round in 0..20 {
+        assert_eq!(
+            agent.post("x", round.to_string()).text(),
+            format!("{round}ab")
+        );
+    }
+    assert_eq!(
+        (fleet.runs(&text), line(&agent, &waiting).as_str()),
+        (1, "1")
+    );
+    fleet.cure();
+    let answer = traced.wait_with_output().unwrap();
+    let (out, table) = (
+        answer.stdout,
+        String::from_utf8_lossy(&answer.stderr).into_owned(),
+    );
+    assert_eq!(
+        String::from_utf8_lossy(&out).trim_end(),
+        format!("{text}b"),
+        "{table}"
+    );
+    assert!(
+        table.contains("b: an instance takes it, attempt 2"),
+        "{table}"
+    );
+    assert_eq!(
+        (fleet.runs(&text), line(&agent, &waiting).as_str()),
+        (2, "0")
+    );
     agent.stop();
     fleet.assert_clean();
 }

@@ -6,7 +6,7 @@ use core::mem::offset_of;
 use sandpipe_abi::layout::{FamilyHeader, InFlightEntry, OWNER_ORPHAN};
 
 use super::{Claimer, Delivery};
-use crate::claim_word::{owner_word, split_owner};
+use crate::claim_word::{is_due, owner_word, split_owner};
 use crate::memory::Memory;
 use crate::message::read_words;
 use crate::sync::{AtomicU64, Ordering};
@@ -66,6 +66,9 @@ impl<M: Memory> Claimer<M> {
                 return false;
             }
             left = true;
+            if !is_due(word, now_ns()) {
+                return false;
+            }
             let taken = owner_word(u64::from(self.slot.0) + 1, attempt);
             self.can_read(at) && {
                 self.own
@@ -94,6 +97,15 @@ impl<M: Memory> Claimer<M> {
         delivery.source = lane.source;
         delivery.attempt = attempt as u16;
         self.fill(delivery, entry, key, &words)
+    }
+
+    /// Whether some message has no owner and is due.
+    #[cold]
+    pub(super) fn has_due_orphan(&self, now_ns: u64) -> bool {
+        self.entries.iter().any(|&at| {
+            let word = self.owner(at).load(Ordering::Relaxed);
+            split_owner(word).0 == OWNER_ORPHAN && is_due(word, now_ns)
+        })
     }
 
     /// Whether this process maps the publisher of an entry's message, and as newly as whoever took

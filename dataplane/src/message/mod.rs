@@ -145,6 +145,8 @@ pub struct TraceStamps {
     pub ended_ns: u64,
     /// The output was about to be committed.
     pub published_ns: u64,
+    /// The number of the attempt that made it, from 1; 0 = not said.
+    pub attempt: u64,
 }
 
 /// The first bytes of a payload that lies in a chunk, as they travel in the lane slot: whoever

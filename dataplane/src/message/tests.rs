@@ -21,6 +21,7 @@ fn a_message_keeps_every_field_through_its_words() {
         started_ns: 2,
         ended_ns: 3,
         published_ns: 4,
+        attempt: 5,
     };
     let untraced = MessageHeader {
         traced: false,

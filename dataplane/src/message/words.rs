@@ -130,8 +130,9 @@ impl TraceStamps {
             started_ns,
             ended_ns,
             published_ns,
+            attempt,
         } = self;
-        [taken_ns, started_ns, ended_ns, published_ns, 0, 0, 0]
+        [taken_ns, started_ns, ended_ns, published_ns, attempt, 0, 0]
     }
 
     fn from_words(words: &Head) -> TraceStamps {
@@ -140,6 +141,7 @@ impl TraceStamps {
             started_ns: words[1],
             ended_ns: words[2],
             published_ns: words[3],
+            attempt: words[4],
         }
     }
 }

@@ -17,7 +17,7 @@ use sandpipe::{
     MessageHeader, MessageId, Participant, Payload, Receiver, SlotIndex, StageError, Target,
     Topology, TraceStamps, split_dead,
 };
-use sandpipe_grain::{Backup, Mode, NextGrain, Route, WorkerConfig};
+use sandpipe_grain::{BackOff, Backup, Mode, NextGrain, Route, WorkerConfig};
 
 use handshake::{Line, admit, join, serve};
 pub use processes::{Sleepers, is_alive, pid_of};
@@ -92,6 +92,7 @@ pub fn settings(mode: Mode, concurrency: u16, spares: u16) -> WorkerConfig {
         spares,
         time_limit_ms: 10_000,
         max_attempts: 3,
+        back_off: BackOff::default(),
         max_payload_bytes: 1 << 20,
         next: Vec::new(),
         route: Route::All,

@@ -136,7 +136,8 @@ impl<M: Memory> Claimer<M> {
 
     /// Takes the next message, an orphan that is due first. A few loads if there is none; never
     /// blocks, no system call. If the caller dies inside, recovery of its slot makes the message
-    /// available again, unless it had the message already: then it is delivered again with attempt + 1.
+    /// available again, unless it had the message already: then it is delivered again with
+    /// attempt + 1.
     ///
     /// `now_ns` is stored as the time at which the slot started on the message. A family whose
     /// words are no message is refused by this process from then on ([`Claimer::take_refusal`]).

@@ -200,7 +200,6 @@ fn orphan_entries<M: Memory>(
     slot: SlotIndex,
     due_ns: &dyn Fn(MessageId, u16) -> u64,
 ) -> usize {
-    let room = resting(bus) < usize::from(bus.own_layout().slots);
     let own = bus.own_memory();
     let layout = bus.own_layout();
     let (mut orphaned, mut any) = (0, false);
@@ -217,8 +216,9 @@ fn orphan_entries<M: Memory>(
             // Owner and attempt change in one store: a second recovery does not count twice.
             let next = attempt + 1;
             let words = read_words(own, at + offset_of!(InFlightEntry, message));
+            let room = || resting(bus) < usize::from(layout.slots);
             let due = match Message::from_words(&words) {
-                Ok(message) if room => due_ns(message.header.id, next.min(0xffff) as u16),
+                Ok(message) if room() => due_ns(message.header.id, next.min(0xffff) as u16),
                 _ => 0,
             };
             word.store(orphan_word(next, due), Ordering::Release);

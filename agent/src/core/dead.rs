@@ -228,11 +228,11 @@ mod tests {
     fn the_oldest_letters_go_when_there_are_too_many_or_too_many_bytes() {
         let mut letters = DeadLetters::bounded(3, 100);
         for (event, unix_ms) in [(9, 1), (1, 3), (5, 2)] {
-            assert!(letters.keep(of(event, unix_ms, 30)).is_empty());
+            assert!(letters.keep(of(event, unix_ms, 20)).is_empty());
         }
-        let gone = letters.keep(of(2, 4, 30));
+        let gone = letters.keep(of(2, 4, 20));
         assert_eq!(gone.iter().map(|r| r.parent.0).collect::<Vec<_>>(), [9]);
-        let gone = letters.keep(of(3, 5, 70));
+        let gone = letters.keep(of(3, 5, 80));
         assert_eq!(gone.iter().map(|r| r.parent.0).collect::<Vec<_>>(), [5, 1]);
         assert_eq!((letters.len(), letters.bytes()), (2, 100));
         let gone = letters.keep(of(4, 6, 1000));

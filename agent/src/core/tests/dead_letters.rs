@@ -125,6 +125,7 @@ fn a_letter_survives_the_agent_and_the_sandbox() {
     assert_eq!(world.letters(), std::slice::from_ref(&letter));
     assert_eq!(world.stored_letters(), 1);
     world.tick(1_000_000);
+    world.agent_dies(true, |_| 0);
     assert_eq!(world.letters(), [letter], "a letter does not expire");
 }
 
@@ -176,6 +177,34 @@ fn an_answer_that_says_an_event_died_is_never_there_without_the_letter() {
             "{kept}"
         );
     }
+}
+
+#[test]
+fn a_host_that_dies_with_its_sandbox_leaves_no_answer_without_its_letter() {
+    let mut answered = 0;
+    for choice in 0..256_usize {
+        let mut world = World::new(CHAIN, true);
+        world.submit(Identity::Key("k".into()), Wait::Answer, b"xD1");
+        let root = world.log[0].id;
+        world.handle(0);
+        world.read(0);
+        world.flush();
+        world.handle(1);
+        world.read(1);
+        world.lose_what_was_told();
+        // Each topic partition keeps a prefix of its own.
+        let mut choices = choice;
+        world.agent_dies(false, |bound| {
+            let kept = (choices & 3).min(bound - 1);
+            choices >>= 2;
+            kept
+        });
+        if matches!(world.collect(root), Reply::Done(_)) {
+            answered += 1;
+            assert_eq!(world.letters().len(), 1, "{choice}");
+        }
+    }
+    assert!(answered > 0, "some choice keeps the answer");
 }
 
 #[test]

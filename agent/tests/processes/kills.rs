@@ -91,7 +91,7 @@ fn a_killed_agent_is_succeeded_by_one_that_adopts_and_finds_all_that_was_accepte
     assert_eq!(keyed.text(), "keyedabc");
     let places: Vec<String> = (0..20)
         .map(|number| {
-            let order = format!("b: sleep 50 {number} ");
+            let order = format!("b: sleep 300 {number} ");
             let accepted = agent.post(&[("prefer", "respond-async")], order);
             assert_eq!(accepted.status, 202);
             accepted.header("location").unwrap().to_owned()
@@ -113,7 +113,7 @@ fn a_killed_agent_is_succeeded_by_one_that_adopts_and_finds_all_that_was_accepte
     for (number, place) in places.iter().enumerate() {
         assert_eq!(
             next.collect(place).text(),
-            format!("b: sleep 50 {number} abc")
+            format!("b: sleep 300 {number} abc")
         );
     }
     let runs = handlers(&place).len();

@@ -121,14 +121,16 @@ impl<W> Core<W> {
     pub(super) fn fold_letter(&mut self, letter: Record) {
         for gone in self.dead.keep(letter) {
             self.counters.dead_dropped += 1;
-            self.append(gone.finished());
+            let tombstone = self.tombstone_of(&gone);
+            self.append(tombstone);
         }
     }
 
     /// Takes a letter off the list, once everything appended so far is durable.
     pub(super) fn forget_letter(&mut self, now: Now, event: MessageId) {
         if let Some(letter) = self.dead.remove(event) {
-            self.after(now, After::Append(letter.finished()));
+            let tombstone = self.tombstone_of(&letter);
+            self.after(now, After::Append(tombstone));
         }
     }
 
@@ -139,6 +141,15 @@ impl<W> Core<W> {
             if self.is_redriven(event) {
                 self.forget_letter(now, event);
             }
+        }
+    }
+
+    /// This agent's, whichever wrote the letter: a reader drops what an older owner wrote after a
+    /// newer one.
+    fn tombstone_of(&self, letter: &Record) -> Record {
+        Record {
+            epoch: self.workflow.epoch,
+            ..letter.finished()
         }
     }
 

@@ -130,6 +130,25 @@ fn a_letter_survives_the_agent_and_the_sandbox() {
 }
 
 #[test]
+fn a_letter_of_an_older_agent_leaves_the_list_for_good() {
+    let (mut world, letter) = with_a_letter();
+    world.flush();
+    world.agent_dies(true, |_| 0);
+    // Enough answers that each partition has one of the new agent.
+    for number in 0..40 {
+        world.submit(Identity::Key(number.to_string()), Wait::Answer, b"x");
+        world.run();
+    }
+    world.cured = true;
+    accepted(&world.redrive(&letter));
+    world.run();
+    world.tick(1_000_000); // the new request's answer has expired
+    world.flush();
+    world.agent_dies(true, |_| 0);
+    assert_eq!((world.letters().len(), world.stored_letters()), (0, 0));
+}
+
+#[test]
 fn an_agent_that_dies_while_it_sends_a_letter_again_leaves_one_effect() {
     // How many of the new request's record and of the letter's tombstone are durable.
     for acknowledged in 0..=2 {

@@ -340,7 +340,13 @@ impl World {
     /// What a replay hands out: the newest records that are no tombstones, then answers.
     pub fn unfinished(&self) -> Vec<Record> {
         let mut newest: BTreeMap<(bool, MessageId), (usize, &Record)> = BTreeMap::new();
+        let mut owners: BTreeMap<(&str, u32), u64> = BTreeMap::new();
         for (position, record) in self.log.iter().enumerate() {
+            let owner = owners.entry((&record.grain, record.partition)).or_default();
+            if record.epoch < *owner {
+                continue; // of an older owner after a newer one
+            }
+            *owner = record.epoch;
             newest.insert((&*record.grain == RESULTS, record.id), (position, record));
         }
         let mut live: Vec<_> = newest

@@ -201,29 +201,25 @@ impl Agent<'_> {
     fn status_line(&self) -> String {
         let deployed = self.host.deployments();
         let off = deployed.iter().filter(|known| known.trouble.is_some());
-        format!(
-            "{} applications, {} of them not running, at http://{}",
-            deployed.len(),
-            off.count(),
-            self.address
-        )
+        let not_running = match off.count() {
+            0 => String::new(),
+            some => format!(", {some} of them not running"),
+        };
+        let (all, address) = (deployed.len(), self.address);
+        format!("at http://{address}, applications: {all}{not_running}")
     }
 
     fn announce(&self, resumed: usize) -> anyhow::Result<()> {
         let mut out = std::io::stdout().lock();
-        let address = self.address;
         if self.args.json {
+            let address = self.address;
             let line = serde_json::json!({
                 "url": format!("http://{address}"), "pid": std::process::id(),
                 "resumed": resumed,
             });
             writeln!(out, "{line}")?;
         } else {
-            writeln!(
-                out,
-                "the agent is at http://{address}: {}",
-                self.status_line()
-            )?;
+            writeln!(out, "the agent runs {}", self.status_line())?;
         }
         Ok(out.flush()?)
     }

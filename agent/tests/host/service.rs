@@ -50,7 +50,8 @@ fn the_service_manager_hears_of_start_life_reload_and_end() {
     command.env("NOTIFY_SOCKET", fleet.path("notify"));
     command.env("WATCHDOG_USEC", "400000");
     let agent = Agent::start(&fleet, command);
-    assert!(manager.hear().starts_with("READY=1\nSTATUS=0 applications"));
+    let ready = manager.hear();
+    assert!(ready.starts_with("READY=1\nSTATUS=") && ready.contains("applications: 0"));
     for _ in 0..3 {
         assert_eq!(manager.hear_any(), "WATCHDOG=1\n");
     }
@@ -67,11 +68,8 @@ fn the_service_manager_hears_of_start_life_reload_and_end() {
         .parse()
         .unwrap();
     assert!(time > 0);
-    assert!(
-        manager
-            .hear()
-            .starts_with("READY=1\nSTATUS=1 applications, 0 of them")
-    );
+    let ready = manager.hear();
+    assert!(ready.starts_with("READY=1\nSTATUS=") && ready.contains("applications: 1"));
     assert_eq!(agent.post("x", "1").text(), "1a");
     agent.stop();
     assert!(manager.hear().starts_with("STOPPING=1\n"));

@@ -49,7 +49,7 @@ fn top_shows_queues_rates_times_and_memory_as_text_and_as_json() {
     assert!(grain["instances"].as_u64() >= Some(1) && grain["memory"].as_u64() > Some(50_000));
     let text = fleet.ok(&["top", "--once"]);
     for words in [
-        "2 applications",
+        "applications: 2",
         "backup window:",
         "p50 / p99 ms",
         &fleet.app("y"),

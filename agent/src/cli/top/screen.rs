@@ -154,7 +154,7 @@ fn summary<'a>(sample: &Sample, view: &View) -> Vec<Line<'a>> {
     let first = match &view.away {
         Some(error) => Line::styled(error.clone(), Color::Red),
         None => Line::raw(format!(
-            "sandpipe agent {} at {}, {}: {} applications, {answered:.0} answers/s",
+            "sandpipe agent {} at {}, {}; applications: {}, {answered:.0} answers/s",
             sample.pid,
             sample.url,
             size(sample.memory),

@@ -51,21 +51,21 @@ fn run(figure: &str, place: &Path) -> Report {
 }
 
 /// Runs of a figure until one is whole.
-const TRIES: usize = 10;
+const TRIES: usize = 5;
 
-/// A run of which no block was dropped or left aside, since the host moved the cores inside or
-/// before it; `None`, with the reason, if there is none.
-fn run_whole(figure: &str, place: &Path) -> Option<Report> {
-    let moved = |mark: &String| mark.contains("dropped") || mark.contains("another placement");
-    for _ in 0..TRIES {
+/// Runs a figure until the host moves the cores inside no block, which drops it; the last report,
+/// and whether it is such a one.
+fn run_whole(figure: &str, place: &Path) -> (Report, bool) {
+    let whole = |report: &Report| !report.validity.iter().any(|mark| mark.contains("dropped"));
+    for _ in 1..TRIES {
         let report = run(figure, place);
-        if !report.validity.iter().any(moved) {
-            return Some(report);
+        if whole(&report) {
+            return (report, true);
         }
     }
-    let what = "the host moved the cores in each of";
-    let _ = writeln!(std::io::stderr(), "SKIP {figure}: {what} {TRIES} runs");
-    None
+    let report = run(figure, place);
+    let is_whole = whole(&report);
+    (report, is_whole)
 }
 
 fn one_cpu() -> bool {
@@ -98,21 +98,34 @@ fn the_bus_has_every_row_and_ratio_and_names_the_peers_that_are_missing() {
         return;
     }
     let place = tempfile::tempdir().unwrap();
-    let Some(report) = run_whole("bus", place.path()) else {
-        return;
-    };
+    let (report, whole) = run_whole("bus", place.path());
     let figure = &report.figures[0];
+    // A row of which no block counts is named instead.
+    let elsewhere = |mark: &&String| mark.ends_with("all its blocks had another placement");
+    let named = report.validity.iter().filter(elsewhere);
+    let named = named.filter_map(|mark| mark.strip_prefix("bus: "));
+    let rows = figure.rows.iter().map(|row| row.case.as_str());
+    let rows: Vec<_> = rows.chain(named).collect();
     for case in CASES {
-        let present = figure.rows.iter().any(|row| row.case == case);
-        assert!(present, "{case}: {:?}", report.validity);
+        let present = rows.iter().any(|row| row.starts_with(case));
+        assert!(present || !whole, "{case}: {:#?}", report.validity);
     }
-    let published = |row: &&sandpipe_bench::report::Row| row.case.contains("lane of");
-    let streams = figure.rows.iter().filter(published).count();
-    assert_eq!(streams, 24, "streams");
+    let streams = rows.iter().filter(|row| row.contains("lane of")).count();
+    assert!(streams == 24 || !whole, "{streams} streams: {rows:#?}");
     for peer in ["iceoryx2", "aeron"] {
         let said = format!("bus: the peer {peer} cannot run");
         let mark = report.validity.iter().find(|mark| mark.starts_with(&said));
         assert!(mark.is_some_and(|mark| mark.contains("run scripts/peers")));
+    }
+    assert_eq!(figure.ratios["bus.publish_syscalls_awake"], 0.0);
+    assert_eq!(figure.ratios["bus.first_publish_after_fork.faults"], 2.0);
+    if !whole {
+        let what = "row_and_ratio: the host moved the cores in each run";
+        let _ = writeln!(
+            std::io::stderr(),
+            "SKIP the_bus_has_every_{what} of {TRIES}"
+        );
+        return;
     }
     has_ratios(figure, |name| {
         name.contains("aeron") || name.contains("iceoryx2")

@@ -30,8 +30,32 @@ def run(tmp_path):
         application.stop()
 
 
-class Application:
-    def __init__(self, example, directory):
+@pytest.fixture
+def agent(tmp_path):
+    """agent({"a": TEXT}) starts an agent with applications of these app.toml files."""
+    started = []
+
+    def start(applications, settings="", **environment):
+        paths = []
+        for name, text in applications.items():
+            (tmp_path / name).mkdir(exist_ok=True)
+            paths.append(str(tmp_path / name / "app.toml"))
+            Path(paths[-1]).write_text(text)
+        config = tmp_path / "agent.toml"
+        config.write_text(f"applications = {json.dumps(paths)}\n{settings}")
+        command = ["agent", "--config", config]
+        started.append(Sandpipe(command, tmp_path, environment))
+        return started[-1]
+
+    yield start
+    for agent in started:
+        agent.stop()
+
+
+class Sandpipe:
+    """A `sandpipe run` or `sandpipe agent` that serves; its directories outlive it."""
+
+    def __init__(self, command, directory, environment=None):
         program = os.environ.get("SANDPIPE_BIN", ROOT / "target" / "debug" / "sandpipe")
         arguments = ["--listen", "127.0.0.1:0", "--json"]
         arguments += ["--data-dir", directory / "data", "--run-dir", directory / "run"]
@@ -39,20 +63,22 @@ class Application:
         self.log = directory / "stderr"
         with open(self.log, "w") as log:
             self.process = subprocess.Popen(
-                [program, "run", ROOT / "examples" / example / "app.toml", *arguments],
+                [program, *command, *arguments],
                 stdout=subprocess.PIPE,
                 stderr=log,
+                env={**os.environ, **(environment or {})},
             )
         ready, _, _ = select.select([self.process.stdout], [], [], PATIENCE_S)
         line = self.process.stdout.readline() if ready else b""
         if not line:
             self.stop()
-            raise AssertionError(f"{example} does not start:\n{self.log.read_text()}")
+            raise AssertionError(f"{command} does not start:\n{self.log.read_text()}")
         self.ready = json.loads(line)
 
-    def post(self, data):
+    def post(self, data, path="", **headers):
         """Returns (status, media type, body)."""
-        request = urllib.request.Request(self.ready["url"], data)
+        headers = {name.replace("_", "-"): value for name, value in headers.items()}
+        request = urllib.request.Request(self.ready["url"] + path, data, headers)
         try:
             with urllib.request.urlopen(request, timeout=PATIENCE_S) as answer:
                 return answer.status, answer.headers["content-type"], answer.read()
@@ -71,3 +97,8 @@ class Application:
             code = self.process.wait()
         self.process.stdout.close()
         return code
+
+
+class Application(Sandpipe):
+    def __init__(self, example, directory):
+        super().__init__(["run", ROOT / "examples" / example / "app.toml"], directory)

@@ -11,7 +11,7 @@ use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
-use prometheus_client::registry::{Registry, Unit};
+use prometheus_client::registry::{Metric, Registry, Unit};
 
 use super::AppDoor;
 use super::connections::ConnectionCounts;
@@ -136,6 +136,7 @@ impl Metrics {
         refusals(&mut registry, apps);
         gauges(&mut registry, apps);
         retries(&mut registry, apps);
+        unbacked_age(&mut registry, apps);
         counters(&mut registry, apps);
         bus_counters(&mut registry, apps);
         pool_sizes(&mut registry, apps);
@@ -209,7 +210,7 @@ fn refusals(registry: &mut Registry, apps: &[AppStatus]) {
 
 fn gauges(registry: &mut Registry, apps: &[AppStatus]) {
     type Read = fn(&AppStatus) -> u64;
-    let all: [(&str, &str, Read); 8] = [
+    let all: [(&str, &str, Read); 7] = [
         ("ready", "1 if the application takes requests", |s| {
             u64::from(s.not_ready.is_none())
         }),
@@ -231,11 +232,6 @@ fn gauges(registry: &mut Registry, apps: &[AppStatus]) {
         ("unbacked_bytes", "Bytes of those records", |s| {
             s.unbacked_bytes as u64
         }),
-        (
-            "unbacked_age_milliseconds",
-            "Age of the oldest of them",
-            |s| s.unbacked_age_ms,
-        ),
     ];
     for (name, help, read) in all {
         let family = Family::<OfApp, Gauge<u64, AtomicU64>>::default();
@@ -246,7 +242,7 @@ fn gauges(registry: &mut Registry, apps: &[AppStatus]) {
                 })
                 .set(read(status));
         }
-        registry.register(name, help, family);
+        register(registry, name, help, family);
     }
 }
 
@@ -263,61 +259,80 @@ fn retries(registry: &mut Registry, apps: &[AppStatus]) {
     registry.register("retries_waiting", help, family);
 }
 
-fn counters(registry: &mut Registry, apps: &[AppStatus]) {
+fn unbacked_age(registry: &mut Registry, apps: &[AppStatus]) {
+    let family = Family::<OfApp, Gauge<f64, AtomicU64>>::default();
     for status in apps {
-        let counts = &status.counters;
-        let label = [("app".into(), status.app.clone().into())];
-        let registry = registry.sub_registry_with_labels(label.into_iter());
-        let restarts = status.grains.iter().map(|grain| grain.restarts).sum();
-        for (name, help, value) in [
-            (
-                "accepted",
-                "Requests that became a message",
-                counts.accepted,
-            ),
-            (
-                "joined",
-                "Requests that joined one of the same identity",
-                counts.joined,
-            ),
-            (
-                "answered",
-                "Workflows that ended with an output",
-                counts.answered,
-            ),
-            (
-                "failed",
-                "Workflows that ended with a failure",
-                counts.failed,
-            ),
-            (
-                "busy",
-                "Requests refused because the queue was full",
-                counts.busy,
-            ),
-            ("late", "Callers whose deadline passed", counts.late),
-            ("folded", "Messages that were known already", counts.folded),
-            (
-                "redelivered",
-                "Messages published again after a death",
-                counts.redelivered,
-            ),
-            ("dead", "Events whose attempts were used up", counts.dead),
-            ("redriven", "Dead letters sent again", counts.redriven),
-            (
-                "dead_dropped",
-                "Dead letters that made place for newer ones",
-                counts.dead_dropped,
-            ),
-            ("worker_restarts", "Grain workers started again", restarts),
-            (
-                "sandbox_attachments",
-                "Sandboxes made or adopted",
-                status.attachments,
-            ),
-        ] {
-            registry.register(name, help, ConstCounter::new(value));
+        let app = status.app.clone();
+        let seconds = status.unbacked_age_ms as f64 / 1000.0;
+        family.get_or_create(&OfApp { app }).set(seconds);
+    }
+    let help = "Age of the oldest record not yet acknowledged by the global bus";
+    registry.register_with_unit("unbacked_age", help, Unit::Seconds, family);
+}
+
+fn counters(registry: &mut Registry, apps: &[AppStatus]) {
+    type Read = fn(&AppStatus) -> u64;
+    let all: [(&str, &str, Read); 13] = [
+        ("accepted", "Requests that became a message", |s| {
+            s.counters.accepted
+        }),
+        (
+            "joined",
+            "Requests that joined one of the same identity",
+            |s| s.counters.joined,
+        ),
+        ("answered", "Workflows that ended with an output", |s| {
+            s.counters.answered
+        }),
+        ("failed", "Workflows that ended with a failure", |s| {
+            s.counters.failed
+        }),
+        ("busy", "Requests refused because the queue was full", |s| {
+            s.counters.busy
+        }),
+        ("late", "Callers whose deadline passed", |s| s.counters.late),
+        ("folded", "Messages that were known already", |s| {
+            s.counters.folded
+        }),
+        (
+            "redelivered",
+            "Messages published again after a death",
+            |s| s.counters.redelivered,
+        ),
+        ("dead", "Events whose attempts were used up", |s| {
+            s.counters.dead
+        }),
+        ("redriven", "Dead letters sent again", |s| {
+            s.counters.redriven
+        }),
+        (
+            "dead_dropped",
+            "Dead letters that made place for newer ones",
+            |s| s.counters.dead_dropped,
+        ),
+        ("worker_restarts", "Grain workers started again", |s| {
+            s.grains.iter().map(|grain| grain.restarts).sum()
+        }),
+        ("sandbox_attachments", "Sandboxes made or adopted", |s| {
+            s.attachments
+        }),
+    ];
+    for (name, help, read) in all {
+        // One family for all applications: a second one of the same name is no OpenMetrics.
+        let family = Family::<OfApp, Counter>::default();
+        for status in apps {
+            let app = status.app.clone();
+            family.get_or_create(&OfApp { app }).inc_by(read(status));
         }
+        registry.register(name, help, family);
+    }
+}
+
+/// A name that ends like a unit has that unit.
+fn register(registry: &mut Registry, name: &str, help: &str, metric: impl Metric) {
+    match name.strip_suffix("_bytes") {
+        Some(name) => registry.register_with_unit(name, help, Unit::Bytes, metric),
+        None => registry.register(name, help, metric),
     }
 }
 
@@ -361,6 +376,6 @@ fn bus_counters(registry: &mut Registry, apps: &[AppStatus]) {
                 counter.inner().store(count, Ordering::Relaxed);
             }
         }
-        registry.register(format!("bus_{name}"), help, family);
+        register(registry, &format!("bus_{name}"), help, family);
     }
 }

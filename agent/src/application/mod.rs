@@ -18,6 +18,7 @@ use crate::bridge::{BusThread, End, Mailbox, Post, Settings, Stop};
 use crate::config::{AppSpec, Backup, Route};
 use crate::core::Workflow;
 use crate::front_door::AppDoor;
+use crate::telemetry::Telemetry;
 
 pub use global::{BusChoice, GlobalError};
 pub use places::{Places, default_data, run_dir};
@@ -84,6 +85,7 @@ impl Application {
         spec: &AppSpec,
         places: &Places,
         bus: &BusChoice,
+        telemetry: &Telemetry,
     ) -> Result<Application, StartError> {
         let record_bytes = record_bytes(spec);
         let (mut global, epoch) = global::open(spec, places, bus, record_bytes, PARTITIONS)?;
@@ -105,6 +107,7 @@ impl Application {
             sandbox: Box::new(source),
             mailbox: Arc::clone(&mailbox),
             max_payload_bytes: max_payload_bytes(spec),
+            telemetry: telemetry.clone(),
         })?;
         let name = format!("bus-{}", spec.name);
         let thread = std::thread::Builder::new()

@@ -11,6 +11,7 @@ use sandpipe_global_bus::{EmbeddedBus, EmbeddedOptions};
 
 use super::*;
 use crate::core::{Cause, Delivery, Local, News, Workflow};
+use crate::telemetry::Telemetry;
 
 #[derive(Default)]
 pub(crate) struct Knobs {
@@ -273,6 +274,7 @@ impl Running {
             sandbox: Box::new(fake.clone()),
             mailbox: Arc::clone(&mailbox),
             max_payload_bytes: 8 << 20,
+            telemetry: Telemetry::default(),
         });
         let thread = thread.unwrap();
         Running {

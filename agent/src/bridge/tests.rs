@@ -22,6 +22,7 @@ pub(super) fn submit(
         traceparent: Default::default(),
         attributes: Default::default(),
         traced_since_ns: None,
+        shows_trace: false,
     }));
     reply
 }

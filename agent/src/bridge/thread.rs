@@ -15,6 +15,7 @@ use super::mailbox::{Mailbox, Post, Stop, Waiter};
 use super::replace::Replacement;
 use super::status::GrainState;
 use crate::core::{Command, Core, Reply, Submit, Workflow};
+use crate::telemetry::Telemetry;
 
 /// Messages that are read before everything else gets its turn.
 const POLL_LIMIT: usize = 256;
@@ -41,6 +42,8 @@ pub struct Settings {
     pub mailbox: Arc<Mailbox>,
     /// The largest request.
     pub max_payload_bytes: usize,
+    /// Who hears of the paths of traced requests.
+    pub telemetry: Telemetry,
 }
 
 /// Why a bus thread has ended.
@@ -75,6 +78,7 @@ pub struct BusThread {
     pub(super) retry: Instant,
     pub(super) stopping: Option<(Instant, oneshot::Sender<usize>)>,
     pub(super) max_payload_bytes: usize,
+    pub(super) telemetry: Telemetry,
     /// The most that waited in each queue, the agent's first.
     pub(super) high_water: Vec<usize>,
     pub(super) replacing: Option<Box<Replacement>>,
@@ -98,6 +102,7 @@ impl BusThread {
             sandbox,
             mailbox,
             max_payload_bytes,
+            telemetry,
         } = settings;
         let waker = Arc::clone(&mailbox);
         global.set_waker(Arc::new(move || waker.wake()));
@@ -123,6 +128,7 @@ impl BusThread {
             retry: now,
             stopping: None,
             max_payload_bytes,
+            telemetry,
             high_water: Vec::new(),
             replacing: None,
             held: VecDeque::new(),
@@ -270,6 +276,7 @@ impl BusThread {
                         local.release(number);
                     }
                 }
+                Command::Traced(path) => self.telemetry.offer(&self.app, path),
                 // A client that hung up cancels only its waiting.
                 Command::Answer { waiter, reply } => drop(waiter.send(reply)),
             }

@@ -18,6 +18,7 @@ use crate::config::AgentSpec;
 use crate::control::{AgentStatus, Answer, Control, Question};
 use crate::front_door::{self, FrontDoor};
 use crate::host::{ChangeError, Host, Notifier};
+use crate::telemetry::Export;
 
 /// Between two looks at what has ended by itself.
 const WATCH: Duration = Duration::from_secs(2);
@@ -81,7 +82,9 @@ pub(super) fn agent(args: &Args) -> anyhow::Result<ExitCode> {
     let address = listener.local_addr().context("the front door's address")?;
     let control = Control::bind(&crate::application::Places::agent_socket(&run), "here")?;
     sandpipe_sandbox::clean_up_dead(&run)?;
-    let host = Arc::new(Host::new(&spec, data, run));
+    let export = Export::begin(spec.otlp.as_deref())?;
+    let host = Host::new(&spec, data, run, export.telemetry().clone());
+    let host = Arc::new(host);
     let resumed = host.resume().context("the deployments cannot be read")?;
     let mut agent = Agent {
         args,
@@ -91,7 +94,9 @@ pub(super) fn agent(args: &Args) -> anyhow::Result<ExitCode> {
         address,
     };
     agent.deploy_configured();
-    runtime.block_on(agent.serve(listener, &control, resumed))?;
+    let served = runtime.block_on(agent.serve(listener, &control, resumed));
+    export.end();
+    served?;
     Ok(ExitCode::SUCCESS)
 }
 

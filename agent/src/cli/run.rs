@@ -16,6 +16,7 @@ use crate::application::{Application, BusChoice, Places};
 use crate::config::AppSpec;
 use crate::control::{AgentStatus, Answer, Control, Question};
 use crate::front_door::{self, FrontDoor};
+use crate::telemetry::Export;
 
 use super::bus;
 
@@ -92,9 +93,14 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         (Bus::Kafka, Some(bootstrap)) => BusChoice::Kafka(bootstrap.clone()),
         _ => BusChoice::Embedded,
     };
-    let application = Application::start(&spec, &places, &bus)?;
-    let served = runtime.block_on(serve(args, &spec, listener, &control, &application));
+    let export = Export::begin(None)?;
+    let telemetry = export.telemetry();
+    let application = Application::start(&spec, &places, &bus, telemetry)?;
+    let mut door = FrontDoor::new(vec![application.door.clone()]);
+    door.telemetry = telemetry.clone();
+    let served = runtime.block_on(serve(args, &spec, listener, &control, &application, door));
     application.stop(DRAIN);
+    export.end();
     served
 }
 
@@ -104,11 +110,12 @@ async fn serve(
     listener: tokio::net::TcpListener,
     control: &Control,
     application: &Application,
+    door: FrontDoor,
 ) -> anyhow::Result<ExitCode> {
     let address = listener
         .local_addr()
         .context("the front door has no address")?;
-    let door = Arc::new(FrontDoor::new(vec![application.door.clone()]));
+    let door = Arc::new(door);
     let stop = Arc::new(Notify::new());
     let stopped = Arc::new(Notify::new());
     answer_control(control, &door, address, &stop)?;

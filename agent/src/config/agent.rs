@@ -8,6 +8,7 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::error::{ConfigError, Problem, Problems};
+use crate::telemetry;
 
 /// The settings of an agent. Everything has a default: an empty file is a valid one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +27,9 @@ pub struct AgentSpec {
     pub applications: Vec<PathBuf>,
     /// What is kept of the grains' output.
     pub logs: LogLimits,
+    /// Where spans go: the base URL of an OTLP/HTTP receiver; `None` = nowhere, unless the
+    /// environment says so.
+    pub otlp: Option<String>,
 }
 
 /// How much is kept of one grain's output.
@@ -57,6 +61,13 @@ struct Raw {
     applications: Vec<PathBuf>,
     global_bus: Option<Spanned<RawBus>>,
     logs: Option<RawLogs>,
+    telemetry: Option<RawTelemetry>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawTelemetry {
+    otlp: Option<Spanned<String>>,
 }
 
 #[derive(Deserialize)]
@@ -114,6 +125,7 @@ impl AgentSpec {
             ("data_dir", self.data_dir != new.data_dir),
             ("run_dir", self.run_dir != new.run_dir),
             ("global_bus", self.kafka != new.kafka),
+            ("telemetry", self.otlp != new.otlp),
         ];
         let differs = differs.into_iter().filter(|(_, differs)| *differs);
         differs.map(|(name, _)| name).collect()
@@ -140,6 +152,8 @@ fn check(raw: Raw, directory: &Path, problems: &mut Problems<'_>) -> AgentSpec {
     let file_kb = read("file_kb", file_kb, 4..=1 << 20, base.file_bytes >> 10);
     let files = read("files", files, 1..=100, u64::from(base.files));
     let kafka = raw.global_bus.as_ref().and_then(|bus| kafka(bus, problems));
+    let otlp = raw.telemetry.and_then(|telemetry| telemetry.otlp);
+    let otlp = otlp.and_then(|otlp| self::otlp(&otlp, problems));
     AgentSpec {
         listen: listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 8080))),
         data_dir: raw.data_dir.map(|path| directory.join(path)),
@@ -155,7 +169,17 @@ fn check(raw: Raw, directory: &Path, problems: &mut Problems<'_>) -> AgentSpec {
             file_bytes: file_kb << 10,
             files: u32::try_from(files).expect("at most 100"),
         },
+        otlp,
     }
+}
+
+fn otlp(raw: &Spanned<String>, problems: &mut Problems<'_>) -> Option<String> {
+    let wrong = telemetry::check_endpoint(raw.get_ref()).err();
+    if let Some(reason) = &wrong {
+        let what = format!("otlp = \"{}\"", raw.get_ref());
+        problems.add(raw.span(), what, reason.to_string());
+    }
+    wrong.is_none().then(|| raw.get_ref().clone())
 }
 
 fn kafka(raw: &Spanned<RawBus>, problems: &mut Problems<'_>) -> Option<String> {
@@ -230,6 +254,23 @@ mod tests {
             assert!(error.contains(words), "no {words:?} in\n{error}");
         }
         assert!(parse("colour = 1").unwrap_err().contains("unknown field"));
+    }
+
+    #[test]
+    fn spans_go_only_to_where_this_program_can_send_them() {
+        let told = |url: &str| parse(&format!("\n[telemetry]\notlp = \"{url}\""));
+        let wrong = told("https://there:4318").unwrap_err();
+        assert!(
+            wrong.contains("agent.toml:3: otlp = \"https://there:4318\""),
+            "{wrong}"
+        );
+        let right = told("http://there:4318");
+        if cfg!(feature = "otel") {
+            assert!(wrong.contains("there is no TLS"), "{wrong}");
+            assert_eq!(right.unwrap().otlp.as_deref(), Some("http://there:4318"));
+        } else {
+            assert!(right.unwrap_err().contains("build it with --features otel"));
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@ use sandpipe_global_bus::{Flag, Payload, RESULTS, Record};
 
 use super::message::{Answer, Command, Delivery, Failure, Now, Outcome, Reply, Wait};
 use super::root::{Message, Root};
+use super::trace::{Path, Trace};
 use super::{Core, batch};
 
 /// What waits for an append to be durable.
@@ -138,6 +139,8 @@ impl<W> Core<W> {
         root.answer = Some(Arc::clone(&answer));
         if let Some(trace) = &mut root.trace {
             trace.known_ns = now.mono_ns;
+        }
+        if root.shows_trace() {
             return; // told at its end, so that the times of steps 9 and 10 are known
         }
         if root.keep {
@@ -184,12 +187,15 @@ impl<W> Core<W> {
             return;
         };
         if let Some(mut trace) = root.trace.take() {
-            trace.finished_ns = now.mono_ns;
-            trace.answered_ns = now.mono_ns;
-            answer = Arc::new(Answer {
-                trace: Some(trace),
-                ..(*answer).clone()
-            });
+            if trace.shown {
+                trace.finished_ns = now.mono_ns;
+                trace.answered_ns = now.mono_ns;
+                answer = Arc::new(Answer {
+                    trace: Some(trace.clone()),
+                    ..(*answer).clone()
+                });
+            }
+            self.out.push_back(Command::Traced(path(&answer, trace)));
         }
         for waiter in std::mem::take(&mut root.waiters) {
             let reply = match waiter.wait {
@@ -253,6 +259,18 @@ impl<W> Core<W> {
             "an answer is never a tombstone"
         );
         record
+    }
+}
+
+fn path(answer: &Answer, trace: Box<Trace>) -> Path {
+    Path {
+        root: answer.root,
+        traceparent: Arc::clone(&answer.traceparent),
+        trace,
+        failed: match &answer.outcome {
+            Outcome::Output { .. } => None,
+            Outcome::Failed(failure) => Some(failure.cause),
+        },
     }
 }
 

@@ -45,7 +45,7 @@ impl<W> Core<W> {
             News::Final => self.output_of_last(&mut root, &mut local),
             News::Failed(cause) => self.failure(now, &mut root, cause, &mut local),
         }
-        if root.trace.is_some() {
+        if root.shows_trace() {
             let message = Some(local.parent);
             self.roots.insert(local.root, root);
             self.after(
@@ -155,7 +155,7 @@ impl<W> Core<W> {
             self.conclude(now, &mut root);
         }
         root.ended = ended;
-        let at_once = ended && !root.keep && root.trace.is_none();
+        let at_once = ended && !root.keep && !root.shows_trace();
         let done = Message {
             id: local.parent,
             parent,
@@ -202,6 +202,10 @@ impl<W> Core<W> {
 
 fn trace<W>(grains: &[Arc<str>], root: &mut Root<W>, local: &Local, now: Now) {
     let Some(trace) = &mut root.trace else { return };
+    let is_output = matches!(local.news, News::Output { .. });
+    if is_output && trace.made.iter().all(|&(made, _)| made != local.id) {
+        trace.made.push((local.id, local.parent));
+    }
     if trace.hops.iter().any(|hop| hop.message == local.parent) {
         return;
     }
@@ -211,5 +215,9 @@ fn trace<W>(grains: &[Arc<str>], root: &mut Root<W>, local: &Local, now: Now) {
         read_ns: now.mono_ns,
         backed_up_ns: 0,
         message: local.parent,
+        failed: match local.news {
+            News::Failed(cause) => Some(cause),
+            News::Output { .. } | News::Final => None,
+        },
     });
 }

@@ -6,7 +6,7 @@ use sandpipe_abi::MessageId;
 use sandpipe_global_bus::Record;
 
 use super::root::Message;
-use super::trace::{Stamps, Trace};
+use super::trace::{Path, Stamps, Trace};
 
 /// The time, as the caller of the core sees it. Neither clock runs backwards.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -36,6 +36,8 @@ pub struct Submit<W> {
     pub attributes: Arc<[(String, String)]>,
     /// When the front door received it (nanoseconds of `CLOCK_MONOTONIC`), if it is traced.
     pub traced_since_ns: Option<u64>,
+    /// The caller wants to see the trace, in its answer.
+    pub shows_trace: bool,
 }
 
 impl<W> Submit<W> {
@@ -182,6 +184,8 @@ pub enum Command<W> {
     Publish(Delivery),
     /// The message of that number need not be kept in `LQ(HA)` any longer.
     Release(u64),
+    /// A traced request has ended: tell whoever keeps traces.
+    Traced(Path),
     /// Tell whoever waits.
     Answer {
         /// Whom.

@@ -43,7 +43,7 @@ pub use message::{
     Answer, Cause, Command, Delivery, Failure, Identity, Local, News, Now, Outcome, Reply, Submit,
     Wait,
 };
-pub use trace::{Hop, Stamps, Trace};
+pub use trace::{Hop, Path, Stamps, Trace};
 
 /// What the core has to know of an application.
 #[derive(Clone, Debug)]

@@ -64,6 +64,7 @@ impl<W> Core<W> {
             traceparent: Arc::clone(&letter.traceparent),
             attributes: dead::attributes(letter),
             traced_since_ns: None,
+            shows_trace: false,
         };
         self.enter(now, grain, submit);
         if self.roots.contains_key(&again) {

@@ -123,6 +123,7 @@ impl<W> Root<W> {
         let trace = submit.traced_since_ns.map(|received_ns| {
             Box::new(Trace {
                 received_ns,
+                shown: submit.shows_trace,
                 ..Trace::default()
             })
         });
@@ -133,6 +134,11 @@ impl<W> Root<W> {
             trace,
             ..Root::adopted(id, partition, deadline_ms)
         }
+    }
+
+    /// Whether the caller wants to see its trace.
+    pub(super) fn shows_trace(&self) -> bool {
+        self.trace.as_ref().is_some_and(|trace| trace.shown)
     }
 
     pub(super) fn is_open(&self, id: MessageId) -> bool {

@@ -1,9 +1,14 @@
 //! When one event passed each step of its path (design, section 3).
 
+use std::sync::Arc;
+
 use sandpipe_abi::MessageId;
 use serde::{Deserialize, Serialize};
 
-/// Times that the instance took; nanoseconds of `CLOCK_MONOTONIC`, 0 = not measured.
+use super::message::Cause;
+
+/// Times that the instance took; nanoseconds of `CLOCK_MONOTONIC`, 0 = not measured. An instance
+/// writes what it likes: they are for people, nothing is decided by them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stamps {
     /// The instance took the message from its queue.
@@ -39,6 +44,12 @@ pub struct Trace {
     pub finished_ns: u64,
     /// Step 11: the agent gave the answer to the front door.
     pub answered_ns: u64,
+    /// The caller wants to see all this: its answer waits until everything is known.
+    #[serde(skip)]
+    pub shown: bool,
+    /// Each message that another one made: itself, then that other one.
+    #[serde(skip)]
+    pub made: Vec<(MessageId, MessageId)>,
 }
 
 /// How one grain handled one message.
@@ -55,6 +66,22 @@ pub struct Hop {
     /// The message that was handled.
     #[serde(skip)]
     pub message: MessageId,
+    /// Why it could not be handled.
+    #[serde(skip)]
+    pub failed: Option<Cause>,
+}
+
+/// The path of a request that has ended, for whoever keeps traces.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Path {
+    /// The request.
+    pub root: MessageId,
+    /// The W3C trace context that it came with; empty = none.
+    pub traceparent: Arc<str>,
+    /// When it passed what.
+    pub trace: Box<Trace>,
+    /// Why it failed; `None` = it ended with an output.
+    pub failed: Option<Cause>,
 }
 
 impl Trace {

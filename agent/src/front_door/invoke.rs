@@ -1,7 +1,7 @@
 //! `POST /{app}`: a request becomes the first message of a workflow.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use axum::body::Body;
 use axum::extract::{Path, Request, State};
@@ -31,7 +31,7 @@ pub(super) async fn invoke(
         // A name that a stranger chose is no label: it would grow the metrics without bound.
         return unknown_app(&door, &name).into_response();
     };
-    let response = match handle(&app, request, door.limits.body).await {
+    let response = match handle(&door, &app, request).await {
         Ok(response) => response,
         Err(problem) => problem.into_response(),
     };
@@ -40,7 +40,7 @@ pub(super) async fn invoke(
     response
 }
 
-async fn handle(app: &AppDoor, request: Request, patience: Duration) -> Result<Response, Problem> {
+async fn handle(door: &FrontDoor, app: &AppDoor, request: Request) -> Result<Response, Problem> {
     let (head, body) = request.into_parts();
     let wait = if wants_async(&head.headers, &head.uri) {
         Wait::Durable
@@ -48,12 +48,14 @@ async fn handle(app: &AppDoor, request: Request, patience: Duration) -> Result<R
         Wait::Answer
     };
     let mut event = Event::of_headers(&head.headers)?;
-    let mut held = body::read(app, &head.headers, body, patience).await?;
+    let mut held = body::read(app, &head.headers, body, door.limits.body).await?;
     if structured::is_event(&event.content_type)? {
         (event, held.payload) = structured::event(&held.payload)?;
     }
     let identity = cloud_events::identity(&head.headers, &event.attributes)?;
-    let traced = head.headers.contains_key(TRACE_HEADER);
+    let traceparent = trace_context::of(&head.headers);
+    let shows_trace = head.headers.contains_key(TRACE_HEADER);
+    let traced = shows_trace || door.telemetry.wants(&traceparent);
     let (waiter, reply) = oneshot::channel();
     app.mailbox.post(Post::Submit(Submit {
         identity,
@@ -61,9 +63,10 @@ async fn handle(app: &AppDoor, request: Request, patience: Duration) -> Result<R
         waiter,
         payload: std::mem::take(&mut held.payload),
         content_type: event.content_type,
-        traceparent: trace_context::of(&head.headers),
+        traceparent,
         attributes: event.attributes,
         traced_since_ns: traced.then(sandpipe::monotonic_ns),
+        shows_trace,
     }));
     // Without an answer the bus thread has ended: it answers everything that it took.
     let stopped = || unavailable("the agent is stopping; try again".into());

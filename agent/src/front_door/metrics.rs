@@ -1,5 +1,7 @@
 //! `/metrics` in the OpenMetrics text format.
 
+mod own;
+
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -7,7 +9,7 @@ use std::time::Duration;
 
 use axum::http::StatusCode;
 use prometheus_client::encoding::{EncodeLabelSet, text};
-use prometheus_client::metrics::counter::{ConstCounter, Counter};
+use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
@@ -17,6 +19,7 @@ use super::AppDoor;
 use super::connections::ConnectionCounts;
 use super::recent::{Latency, Recent};
 use crate::bridge::AppStatus;
+use crate::telemetry::SpanCounts;
 
 /// Seconds; from a warm local chain to the default deadline.
 const BUCKETS: [f64; 14] = [
@@ -117,6 +120,7 @@ impl Metrics {
         apps: &[AppStatus],
         doors: impl Iterator<Item = &'a AppDoor>,
         connections: ConnectionCounts,
+        spans: Option<SpanCounts>,
     ) -> String {
         let mut registry = Registry::with_prefix("sandpipe");
         let requests = self.requests.clone();
@@ -131,8 +135,11 @@ impl Metrics {
             Unit::Seconds,
             self.seconds.clone(),
         );
-        connection_counts(&mut registry, connections);
-        held(&mut registry, doors);
+        own::connection_counts(&mut registry, connections);
+        if let Some(counts) = spans {
+            own::span_counts(&mut registry, counts);
+        }
+        own::held(&mut registry, doors);
         refusals(&mut registry, apps);
         gauges(&mut registry, apps);
         retries(&mut registry, apps);
@@ -146,52 +153,6 @@ impl Metrics {
             Err(error) => format!("# the metrics cannot be written: {error}\n"),
         }
     }
-}
-
-fn connection_counts(registry: &mut Registry, counts: ConnectionCounts) {
-    let open = Gauge::<u64, AtomicU64>::default();
-    open.set(counts.open as u64);
-    registry.register(
-        "connections_open",
-        "Open connections of the front door",
-        open,
-    );
-    for (name, help, count) in [
-        ("accepted", "Connections accepted", counts.accepted),
-        (
-            "displaced",
-            "Connections closed because another came and they had been idle longest",
-            counts.displaced,
-        ),
-        (
-            "timed_out",
-            "Connections closed because they were idle for too long",
-            counts.timed_out,
-        ),
-        (
-            "refused",
-            "Connections refused because all others were at work",
-            counts.refused,
-        ),
-    ] {
-        registry.register(
-            format!("connections_{name}"),
-            help,
-            ConstCounter::new(count),
-        );
-    }
-}
-
-fn held<'a>(registry: &mut Registry, doors: impl Iterator<Item = &'a AppDoor>) {
-    let family = Family::<OfApp, Gauge<u64, AtomicU64>>::default();
-    for door in doors {
-        let app = door.name.to_string();
-        family
-            .get_or_create(&OfApp { app })
-            .set(door.held_bytes.now() as u64);
-    }
-    let help = "Bytes of requests that are being received or not yet answered";
-    registry.register("bytes_in_flight", help, family);
 }
 
 /// A grain is quarantined for its first refusal, so each counts once in a sandbox's life.

@@ -33,6 +33,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use crate::bridge::{AppStatus, Mailbox, Post};
+use crate::telemetry::Telemetry;
 pub use body::HeldBytes;
 pub use connections::ConnectionLimits;
 use connections::Connections;
@@ -70,6 +71,8 @@ pub struct FrontDoor {
     metrics: Metrics,
     /// What clients may take their time for, and how many there may be.
     pub limits: ConnectionLimits,
+    /// Who hears of the paths of requests.
+    pub telemetry: Telemetry,
     connections: Arc<Connections>,
 }
 

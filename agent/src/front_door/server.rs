@@ -70,9 +70,11 @@ pub fn router(door: Arc<FrontDoor>) -> Router {
 
 async fn metrics(State(door): State<Arc<FrontDoor>>) -> Response {
     let apps = door.apps();
+    let (connections, spans) = (door.connections.counts(), door.telemetry.counts());
+    let status = door.status().await;
     let page = door
         .metrics
-        .render(&door.status().await, apps.iter(), door.connections.counts());
+        .render(&status, apps.iter(), connections, spans);
     let media = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     ([(header::CONTENT_TYPE, media)], page).into_response()
 }

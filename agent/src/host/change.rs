@@ -166,7 +166,8 @@ impl Host {
             ..deployment.clone()
         };
         end_sandbox(&self.places(&other).run, &deployment.app)?;
-        Ok(Application::start(spec, &places, &self.bus)?)
+        let telemetry = &self.door.telemetry;
+        Ok(Application::start(spec, &places, &self.bus, telemetry)?)
     }
 
     /// Ends an application: what is open has `drain` to finish. With `purge` its messages are

@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use crate::application::{Application, BusChoice, Places};
 use crate::config::{AgentSpec, LogLimits};
 use crate::front_door::FrontDoor;
+use crate::telemetry::Telemetry;
 
 pub use change::{ChangeError, Deployed, Undeployed};
 pub use notify::Notifier;
@@ -79,7 +80,9 @@ pub struct DeploymentStatus {
 impl Host {
     /// An agent without applications; `data` and `run` are absolute.
     #[must_use]
-    pub fn new(spec: &AgentSpec, data: PathBuf, run: PathBuf) -> Host {
+    pub fn new(spec: &AgentSpec, data: PathBuf, run: PathBuf, telemetry: Telemetry) -> Host {
+        let mut door = FrontDoor::default();
+        door.telemetry = telemetry;
         let bus = match &spec.kafka {
             Some(bootstrap) => BusChoice::Kafka(bootstrap.clone()),
             None => BusChoice::Embedded,
@@ -89,7 +92,7 @@ impl Host {
             data,
             run,
             bus,
-            door: Arc::default(),
+            door: Arc::new(door),
             running: Mutex::default(),
             known: Mutex::default(),
             settings: Mutex::new(Settings {

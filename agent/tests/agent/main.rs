@@ -11,6 +11,7 @@ use sandpipe_agent::application::{Application, BusChoice, Places};
 use sandpipe_agent::config::AppSpec;
 use sandpipe_agent::control::{AgentStatus, Answer, Control};
 use sandpipe_agent::front_door::{self, FrontDoor, bind};
+use sandpipe_agent::telemetry::Telemetry;
 
 fn main() -> anyhow::Result<std::process::ExitCode> {
     if sandpipe_sandbox::is_sandbox_init() {
@@ -24,7 +25,8 @@ fn main() -> anyhow::Result<std::process::ExitCode> {
         let places = Places::new(&spec.name, Some(&data), Some(&run));
         let socket = Places::control_socket(&places.run, &spec.name);
         controls.push(Control::bind(&socket, &spec.name)?);
-        applications.push(Application::start(&spec, &places, &BusChoice::Embedded)?);
+        let (bus, telemetry) = (BusChoice::Embedded, Telemetry::default());
+        applications.push(Application::start(&spec, &places, &bus, &telemetry)?);
     }
     let doors = applications
         .iter()

@@ -417,6 +417,7 @@ fn a_traced_request_knows_its_steps() {
         traceparent: Default::default(),
         attributes: Default::default(),
         traced_since_ns: Some(5),
+        shows_trace: true,
     };
     world.core.submit(
         Now {

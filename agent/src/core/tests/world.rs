@@ -57,6 +57,7 @@ pub struct World {
     pub handled: usize,
     /// What killed instances kills none any more.
     pub cured: bool,
+    pub paths: Vec<Path>,
 }
 
 pub fn workflow(grains: usize, backup: bool) -> Workflow {
@@ -106,6 +107,7 @@ impl World {
             },
             handled: 0,
             cured: false,
+            paths: Vec::new(),
         }
     }
 
@@ -121,6 +123,7 @@ impl World {
             traceparent: Arc::default(),
             attributes: Arc::default(),
             traced_since_ns: None,
+            shows_trace: false,
         };
         self.core.submit(self.now, submit);
         self.carry_out();
@@ -203,6 +206,7 @@ impl World {
                     self.core.published(self.now, delivery);
                 }
                 Command::Release(number) => self.release(number),
+                Command::Traced(path) => self.paths.push(path),
                 Command::Answer { waiter, reply } => {
                     self.replies.entry(waiter).or_default().push(reply);
                 }

@@ -15,10 +15,7 @@ use serde_json::Value;
 #[test]
 fn another_user_is_refused_by_the_directory_the_socket_and_init() {
     if !nobody_can_run_the_helper() {
-        return common::skip(
-            "another user",
-            "needs root and a build directory open to others",
-        );
+        return common::skip("needs root and a build directory open to others");
     }
     let scene = Scene::new();
     let agent = Agent::start(&scene.spec(&["beating"]));
@@ -63,10 +60,7 @@ fn another_user_is_refused_by_the_directory_the_socket_and_init() {
 #[test]
 fn a_plain_user_gets_a_sandbox_in_a_user_namespace_and_is_told_what_is_refused() {
     if !nobody_can_run_the_helper() {
-        return common::skip(
-            "plain user",
-            "needs root and a build directory open to others",
-        );
+        return common::skip("needs root and a build directory open to others");
     }
     let scene = Scene::owned_by(Some(NOBODY));
     let mut spec = scene.spec(&["family", "beating"]);
@@ -107,7 +101,7 @@ fn a_plain_user_gets_a_sandbox_in_a_user_namespace_and_is_told_what_is_refused()
             assert_eq!(item(name).state, IsolationState::On, "{:?}", item(name));
         }
     } else {
-        common::skip("plain user's namespaces", &item("pid namespace").reason);
+        common::skip(&item("pid namespace").reason);
     }
     agent.kill();
     let mut next = Agent::start_as(&spec, Some(NOBODY), Stdio::inherit());

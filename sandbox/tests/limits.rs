@@ -69,7 +69,7 @@ fn held(scene: &Scene, agent: &mut Agent, item: &str) -> Option<Held> {
     let told = told.unwrap_or_else(|| panic!("{item} is not reported"));
     if told.state != IsolationState::On {
         assert!(!available(controller), "{told:?}");
-        common::skip(item, &told.reason);
+        common::skip(&format!("no {item}: {}", told.reason));
         return None;
     }
     let mut cgroups = scene.cgroups().into_iter();

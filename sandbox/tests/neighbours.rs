@@ -55,10 +55,7 @@ fn is_whole(agent: &mut Agent) -> bool {
         part && item.state == IsolationState::Off
     });
     if let Some(item) = off {
-        skip(
-            "two applications",
-            &format!("{}: {}", item.name, item.reason),
-        );
+        skip(&format!("{}: {}", item.name, item.reason));
     }
     off.is_none()
 }

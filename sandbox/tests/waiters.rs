@@ -31,7 +31,7 @@ enum Way {
 fn each(mut test: impl FnMut(Way)) {
     match WaiterKind::IoUring.open(Loop::Own) {
         Ok(_) => test(Way::Forced(WaiterKind::IoUring)),
-        Err(error) => skip("init on io_uring", &error.to_string()),
+        Err(error) => skip(&format!("init on io_uring: {error}")),
     }
     test(Way::Forced(WaiterKind::Futex));
     test(Way::Forced(WaiterKind::Spin));

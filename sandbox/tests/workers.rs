@@ -177,7 +177,7 @@ fn a_dead_workers_family_is_killed_through_its_cgroup_before_the_restart() {
         .iter()
         .any(|probe| probe.name == "cgroup v2" && probe.ok)
     {
-        return common::skip("family through its cgroup", "no usable cgroup v2");
+        return common::skip("no usable cgroup v2");
     }
     family_is_killed(&scene, &spec);
 }
@@ -260,7 +260,7 @@ fn a_memory_limit_kills_the_worker_and_not_the_sandbox() {
         item.name == "worker memory limit" && item.state == sandpipe_sandbox::IsolationState::On
     });
     if !limited {
-        return common::skip("memory limit", "no memory controller for workers here");
+        return common::skip("no memory controller for workers here");
     }
     until("it was killed and backs off", || {
         let state = agent.status().workers[0].state.clone();

@@ -1,7 +1,7 @@
 //! What grains write, kept and shown.
 
 use std::io::{BufRead, BufReader};
-use std::process::{Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 
 use super::fleet::{Agent, Fleet};
 use super::harness::{SANDPIPE, WATCHDOG, until};
@@ -63,6 +63,27 @@ fn a_line_of_output_is_shown_with_application_grain_and_event() {
     fleet.assert_clean();
 }
 
+/// A `sandpipe logs -f` that ends with its test, also when that panics.
+struct Following(Child);
+
+impl Following {
+    fn start(fleet: &Fleet, app: &str) -> (Following, ChildStdout) {
+        let mut command = Command::new(SANDPIPE);
+        command.args(["logs", "-f", app]);
+        command.env("SANDPIPE_RUN_DIR", fleet.run_dir());
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let shown = child.stdout.take().unwrap();
+        (Following(child), shown)
+    }
+}
+
+impl Drop for Following {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 #[test]
 fn logs_are_followed_over_rotations_versions_and_the_agents_death() {
     let fleet = Fleet::new();
@@ -74,13 +95,8 @@ fn logs_are_followed_over_rotations_versions_and_the_agents_death() {
     };
     let mut agent = start();
     fleet.deploy(&fleet.write("x", &["a"], "", ""));
-    let mut following = Command::new(SANDPIPE)
-        .args(["logs", "-f", &fleet.app("x")])
-        .env("SANDPIPE_RUN_DIR", fleet.run_dir())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let shown = BufReader::new(following.stdout.take().unwrap()).lines();
+    let (following, shown) = Following::start(&fleet, &fleet.app("x"));
+    let shown = BufReader::new(shown).lines();
     let (told, lines) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
         shown
@@ -107,8 +123,7 @@ fn logs_are_followed_over_rotations_versions_and_the_agents_death() {
             agent = start();
         }
     }
-    let _ = following.kill();
-    let _ = following.wait();
+    drop(following);
     let logs = fleet.path("data").join(fleet.app("x")).join("logs");
     let files: Vec<_> = std::fs::read_dir(logs).unwrap().flatten().collect();
     assert_eq!(files.len(), 2);

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use super::fleet::{Agent, Fleet};
-use super::harness::{WATCHDOG, kill, until};
+use super::harness::{WATCHDOG, kill, skip, until};
 
 /// The service manager's end.
 struct Manager {
@@ -99,7 +99,7 @@ fn a_bus_thread_that_does_not_answer_ends_the_signs_of_life() {
         .parse()
         .unwrap();
     let Some(stopped) = Traced::stop(bus) else {
-        eprintln!("SKIP a_bus_thread_that_does_not_answer…: a thread cannot be traced here");
+        skip("a thread cannot be traced here");
         return;
     };
     // What was on its way is taken; then silence, longer than several intervals.
@@ -207,7 +207,7 @@ fn the_unit_is_one_that_systemd_takes() {
         .arg(&unit)
         .output();
     let Ok(verified) = verified else {
-        eprintln!("SKIP the_unit_is_one_that_systemd_takes: no systemd-analyze");
+        skip("no systemd-analyze");
         return;
     };
     let words = String::from_utf8_lossy(&verified.stderr);

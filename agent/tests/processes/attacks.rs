@@ -6,16 +6,15 @@ use std::process::Command;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use super::harness::{Agent, Place, SANDPIPE, until};
+use super::harness::{Agent, Place, SANDPIPE, skip, until};
 
 const IDLE: usize = 5000;
 const DESCRIPTORS: usize = 1024;
 
 #[test]
 fn five_thousand_idle_connections_fit_into_1024_descriptors_and_keep_nobody_out() {
-    let name = "five_thousand_idle_connections_fit_into_1024_descriptors_and_keep_nobody_out";
     if !raise_own_limit(IDLE as u64 + 500) {
-        eprintln!("SKIP {name}: this process may not open {IDLE} sockets");
+        skip(&format!("this process may not open {IDLE} sockets"));
         return;
     }
     let place = Place::chain(&["a"], "", "");

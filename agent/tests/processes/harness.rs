@@ -2,7 +2,7 @@
 //! when a test panics.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -309,6 +309,15 @@ pub fn kill(pid: u32, signal: &str) {
         .arg(pid.to_string())
         .stderr(Stdio::null()) // it may have ended by itself
         .status();
+}
+
+/// Says that the test of this thread, which bears its name, was skipped: past libtest, which keeps
+/// what a passed test prints.
+pub fn skip(reason: &str) {
+    let thread = std::thread::current();
+    let test = thread.name().and_then(|name| name.rsplit("::").next());
+    let test = test.expect("libtest names its threads");
+    let _ = writeln!(std::io::stderr(), "SKIP {test}: {reason}");
 }
 
 /// Whether the long counts are asked for.

@@ -1,8 +1,6 @@
 //! An application past the limits of its `app.toml`: it pays itself, whoever stands beside it.
 
-use std::io::Write;
-
-use super::harness::{Agent, Place, until};
+use super::harness::{Agent, Place, skip, until};
 
 /// Whether this machine has the controller for us; says that the test is skipped if not.
 fn available(controller: &str) -> bool {
@@ -13,12 +11,7 @@ fn available(controller: &str) -> bool {
         probe.ok && (v2 || probe.name == v1)
     });
     if !found {
-        // The test's thread bears its name.
-        let thread = std::thread::current();
-        let test = thread.name().and_then(|name| name.rsplit("::").next());
-        let test = test.unwrap_or("limits");
-        let reason = format!("SKIP {test}: no cgroup with the {controller} controller here");
-        let _ = writeln!(std::io::stderr(), "{reason}");
+        skip(&format!("no cgroup with the {controller} controller here"));
     }
     found
 }

@@ -5,7 +5,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use super::harness::{Place, SANDPIPE, WATCHDOG, is_root, until};
+use super::harness::{Place, SANDPIPE, WATCHDOG, is_root, skip, until};
 
 /// Runs `sandpipe run`, which must fail; its exit code and its words. One that does not fail is
 /// killed; its sandbox goes with its place.
@@ -130,14 +130,14 @@ fn a_data_directory_that_cannot_be_written_is_named() {
 #[test]
 fn a_read_only_data_directory_is_named() {
     if !is_root() {
-        eprintln!("SKIP a_read_only_data_directory_is_named: mounting a tmpfs needs root");
+        skip("mounting a tmpfs needs root");
         return;
     }
     let place = Place::chain(&["a"], "", "");
     let data = place.path("data");
     std::fs::create_dir(&data).unwrap();
     let Some(mounted) = Mounted::tmpfs(&data, "ro") else {
-        eprintln!("SKIP a_read_only_data_directory_is_named: a tmpfs cannot be mounted here");
+        skip("a tmpfs cannot be mounted here");
         return;
     };
     let (code, words) = refused(place.command());
@@ -150,14 +150,14 @@ fn a_read_only_data_directory_is_named() {
 #[test]
 fn a_full_data_directory_is_503_for_what_must_be_durable_and_passes_when_there_is_room() {
     if !is_root() {
-        eprintln!("SKIP a_full_data_directory…: mounting a small tmpfs needs root");
+        skip("mounting a small tmpfs needs root");
         return;
     }
     let place = Place::chain(&["a"], "", "");
     let data = place.path("data");
     std::fs::create_dir(&data).unwrap();
     let Some(_mounted) = Mounted::tmpfs(&data, "size=1m") else {
-        eprintln!("SKIP a_full_data_directory…: a tmpfs cannot be mounted here");
+        skip("a tmpfs cannot be mounted here");
         return;
     };
     let agent = place.start();
@@ -217,7 +217,7 @@ fn a_kafka_that_is_away_at_the_start_is_named() {
 #[test]
 fn it_runs_without_root_and_says_what_is_not_isolated() {
     if !is_root() {
-        eprintln!("SKIP it_runs_without_root…: this user is not root; all other tests show it");
+        skip("this user is not root; all other tests show it");
         return;
     }
     let place = Place::chain(&["a"], "", "");
@@ -229,7 +229,7 @@ fn it_runs_without_root_and_says_what_is_not_isolated() {
         .gid(nobody)
         .output();
     if !probe.is_ok_and(|output| output.status.success()) {
-        eprintln!("SKIP it_runs_without_root…: another user cannot execute {SANDPIPE}");
+        skip(&format!("another user cannot execute {SANDPIPE}"));
         return;
     }
     let mut command = place.command();

@@ -364,10 +364,7 @@ pub fn users() -> Vec<Option<u32>> {
     if nobody_can_run_the_helper() {
         return vec![None, Some(NOBODY)];
     }
-    skip(
-        "the same as a plain user",
-        "needs root and a build directory open to others",
-    );
+    skip("as a plain user: needs root and a build directory open to others");
     vec![None]
 }
 
@@ -380,7 +377,10 @@ pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-/// Says on standard error that a test was skipped.
-pub fn skip(test: &str, reason: &str) {
-    eprintln!("SKIP {test}: {reason}");
+/// Says on standard error that the test of this thread, which bears its name, was skipped.
+pub fn skip(reason: &str) {
+    let thread = std::thread::current();
+    let test = thread.name().and_then(|name| name.rsplit("::").next());
+    let test = test.expect("libtest names its threads");
+    let _ = writeln!(std::io::stderr(), "SKIP {test}: {reason}");
 }

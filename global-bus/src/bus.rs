@@ -76,6 +76,12 @@ pub trait GlobalBus: Send + fmt::Debug {
     /// What has been accepted and is not yet acknowledged.
     fn window(&self) -> Unbacked;
 
+    /// Bytes that the bus keeps on this host's disk, as of its last write or deletion; 0 where it
+    /// keeps none there. One atomic access.
+    fn spooled_bytes(&self) -> u64 {
+        0
+    }
+
     /// How the bus is. A degraded bus keeps what it accepted and goes on by itself.
     fn health(&self) -> Health;
 

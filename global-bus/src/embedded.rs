@@ -8,6 +8,7 @@ use std::fmt;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Write};
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -70,6 +71,8 @@ impl Default for EmbeddedOptions {
 pub struct EmbeddedBus {
     intake: Intake<Filling>,
     log: Arc<dyn Readable>,
+    /// The log's length, told by the writer.
+    spooled: Arc<AtomicU64>,
     limits: Limits,
     dir: String,
 }
@@ -127,10 +130,12 @@ impl EmbeddedBus {
             group: Group::new(),
             next: log.next,
         }));
+        let spooled = Arc::new(AtomicU64::new(log.bytes()));
         let log = Arc::new(Mutex::new(log));
         let writer = Writer {
             shared: Arc::clone(&shared),
             log: Arc::clone(&log),
+            spooled: Arc::clone(&spooled),
             linger: options.linger,
             dir: dir.clone(),
             lock,
@@ -139,6 +144,7 @@ impl EmbeddedBus {
         EmbeddedBus {
             intake: Intake::start(shared, "bus-writer", "the disk is slow", run),
             log,
+            spooled,
             limits: options.limits,
             dir,
         }
@@ -189,6 +195,10 @@ impl GlobalBus for EmbeddedBus {
 
     fn marks(&self, app: &str) -> Vec<Mark> {
         self.log.marks(app)
+    }
+
+    fn spooled_bytes(&self) -> u64 {
+        self.spooled.load(Ordering::Relaxed)
     }
 
     answered_by_intake!();

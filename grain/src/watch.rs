@@ -67,9 +67,9 @@ impl Watch {
             Some(waiter) => {
                 let slept =
                     tally.sleep_through(&mut **waiter, parking, LOOKS, timeout, &mut self.told);
-                self.lose_if(slept);
+                self.lose_if(slept.map(drop));
             }
-            None => tally.sleep(parking, LOOKS, RETRY),
+            None => drop(tally.sleep(parking, LOOKS, RETRY)),
         }
     }
 

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use crate::bridge::{BusThread, End, Mailbox, Post, Settings, Stop};
+use crate::bridge::{Bounds, BusThread, End, Mailbox, Post, Settings, Stop};
 use crate::config::{AppSpec, Backup, Route};
 use crate::core::Workflow;
 use crate::front_door::AppDoor;
@@ -108,6 +108,7 @@ impl Application {
             mailbox: Arc::clone(&mailbox),
             max_payload_bytes: max_payload_bytes(spec),
             telemetry: telemetry.clone(),
+            bounds: bounds(spec),
         })?;
         let name = format!("bus-{}", spec.name);
         let thread = std::thread::Builder::new()
@@ -170,6 +171,13 @@ fn record_bytes(spec: &AppSpec) -> u64 {
 
 fn max_bytes_in_flight(spec: &AppSpec) -> usize {
     usize::try_from(spec.limits.max_bytes_in_flight).unwrap_or(usize::MAX)
+}
+
+fn bounds(spec: &AppSpec) -> Bounds {
+    Bounds {
+        spool_bytes: spec.limits.spool_bytes,
+        empty_wakes_per_s: spec.limits.empty_wakes_per_s,
+    }
 }
 
 fn max_payload_bytes(spec: &AppSpec) -> usize {

@@ -10,8 +10,8 @@ use sandpipe_sandbox::{Files, Isolation, SandboxSpec, clean_up_dead, create_or_a
 use tokio::sync::oneshot;
 
 use super::{
-    Application, Places, Source, copies, max_bytes_in_flight, max_payload_bytes, record_bytes,
-    topology, workers, workflow,
+    Application, Places, Source, bounds, copies, max_bytes_in_flight, max_payload_bytes,
+    record_bytes, topology, workers, workflow,
 };
 use crate::bridge::{GrainState, LocalError, NotReplaced, Post, Replacement, SandboxSource};
 use crate::config::AppSpec;
@@ -98,6 +98,7 @@ impl Application {
         self.door.mailbox.post(Post::Replace(Box::new(Replacement {
             workflow: workflow(spec, self.epoch),
             max_payload_bytes: max_payload_bytes(spec),
+            bounds: bounds(spec),
             sandbox: Box::new(source),
             local,
             deadline: Instant::now() + drain,

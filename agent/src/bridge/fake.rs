@@ -196,12 +196,13 @@ impl LocalBus for FakeSandbox {
         Ok(())
     }
 
-    fn park(&mut self, timeout: Duration, is_awaited: &dyn Fn() -> bool) {
+    fn park(&mut self, timeout: Duration, is_awaited: &dyn Fn() -> bool) -> bool {
         let mut knobs = self.knobs.lock().unwrap();
-        if !is_awaited() && !std::mem::take(&mut knobs.rung) {
-            knobs = self.bell.wait_timeout(knobs, timeout).unwrap().0;
-            knobs.rung = false;
+        if is_awaited() || std::mem::take(&mut knobs.rung) {
+            return false;
         }
+        knobs = self.bell.wait_timeout(knobs, timeout).unwrap().0;
+        std::mem::take(&mut knobs.rung)
     }
 
     fn ringer(&self) -> Box<dyn Fn() + Send + Sync> {
@@ -275,6 +276,7 @@ impl Running {
             mailbox: Arc::clone(&mailbox),
             max_payload_bytes: 8 << 20,
             telemetry: Telemetry::default(),
+            bounds: Bounds::default(),
         });
         let thread = thread.unwrap();
         Running {

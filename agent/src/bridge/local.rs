@@ -50,8 +50,8 @@ pub trait LocalBus: Send {
     fn update(&mut self) -> Result<(), LocalError>;
 
     /// Sleeps until a message comes, a ring, or `timeout`; not at all once `is_awaited` says that
-    /// something has come meanwhile.
-    fn park(&mut self, timeout: Duration, is_awaited: &dyn Fn() -> bool);
+    /// something has come meanwhile. Whether a ring ended a sleep.
+    fn park(&mut self, timeout: Duration, is_awaited: &dyn Fn() -> bool) -> bool;
 
     /// What wakes [`LocalBus::park`] from another thread.
     fn ringer(&self) -> Box<dyn Fn() + Send + Sync>;

@@ -2,6 +2,7 @@
 //! the global bus and publishes into the grains' queues.
 
 mod appends;
+mod bounds;
 mod clock;
 mod dead_letters;
 #[cfg(test)]
@@ -21,6 +22,7 @@ mod status;
 mod tests;
 mod thread;
 
+pub use bounds::{Bounds, LimitState};
 pub use local::{Attached, LocalBus, LocalError, Publish, QueueLoad, Refused, SandboxSource};
 pub use mailbox::{Mailbox, Post, Stop, Waiter};
 pub use replace::{NotReplaced, Replaced, Replacement};

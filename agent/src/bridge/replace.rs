@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use tokio::sync::oneshot;
 
+use super::bounds::Bounds;
 use super::local::{LocalBus, SandboxSource};
 use super::mailbox::Waiter;
 use super::thread::BusThread;
@@ -19,6 +20,8 @@ pub struct Replacement {
     pub workflow: Workflow,
     /// The largest request.
     pub max_payload_bytes: usize,
+    /// What it may cost the agent.
+    pub bounds: Bounds,
     /// Where its sandbox comes from.
     pub sandbox: Box<dyn SandboxSource>,
     /// That sandbox's local bus.
@@ -134,6 +137,7 @@ impl BusThread {
         let Replacement {
             workflow,
             max_payload_bytes,
+            bounds,
             sandbox,
             local,
             done,
@@ -145,6 +149,7 @@ impl BusThread {
             tracing::warn!(app = %self.app, %error, "topics were not prepared");
         }
         self.max_payload_bytes = max_payload_bytes;
+        self.bounds = bounds;
         self.backup = workflow.backup;
         self.core.rewire(workflow);
         self.mailbox.set_ringer(Some(local.ringer()));

@@ -25,6 +25,7 @@ fn replace(
     running.mailbox.post(Post::Replace(Box::new(Replacement {
         workflow: workflow(grains),
         max_payload_bytes: 100,
+        bounds: Bounds::default(),
         sandbox: Box::new(fake.clone()),
         local,
         deadline: Instant::now() + patience,

@@ -271,7 +271,7 @@ impl LocalBus for SandboxBus {
         }
     }
 
-    fn park(&mut self, timeout: Duration, is_awaited: &dyn Fn() -> bool) {
+    fn park(&mut self, timeout: Duration, is_awaited: &dyn Fn() -> bool) -> bool {
         if self.waiter.is_none() {
             match self.open_waiter() {
                 Ok(waiter) => self.waiter = Some(waiter),
@@ -280,7 +280,8 @@ impl LocalBus for SandboxBus {
         }
         let parking = self.bell.prepare();
         if is_awaited() || self.receiver.has_message() {
-            return parking.cancel();
+            parking.cancel();
+            return false;
         }
         // The one just now was in vain as well.
         let looks = std::mem::take(&mut self.vain_looks) + 1;
@@ -293,12 +294,13 @@ impl LocalBus for SandboxBus {
             }
             None => return self.tally.sleep(parking, looks, timeout),
         };
-        if let Err(error) = slept {
+        slept.unwrap_or_else(|error| {
             // Tried again with a new one.
             tracing::warn!(%error, "a wait failed");
             self.waiter = None;
             std::thread::sleep(RETRY);
-        }
+            false
+        })
     }
 
     fn ringer(&self) -> Box<dyn Fn() + Send + Sync> {

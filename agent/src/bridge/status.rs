@@ -6,6 +6,7 @@ use std::sync::Arc;
 use sandpipe_global_bus::Health;
 use serde::{Deserialize, Serialize};
 
+use super::bounds::LimitState;
 use super::local::Refused;
 use super::thread::BusThread;
 use crate::core::Counters;
@@ -46,6 +47,9 @@ pub struct AppStatus {
     pub refused: Vec<RefusedGrain>,
     /// Whether the first of them found a sandbox of an agent before this one.
     pub adopted: bool,
+    /// How it stands to the limits that the agent keeps for it.
+    #[serde(default)]
+    pub limits: Vec<LimitState>,
     /// What the local bus counts: the agent's part first, then each grain's. Empty while there is
     /// no sandbox.
     pub bus: Vec<BusCounts>,
@@ -157,8 +161,39 @@ impl BusThread {
                 .map(|refused| self.name(refused))
                 .collect(),
             adopted: self.adopted,
+            limits: self.limits(),
             bus: self.bus_counts(),
         }
+    }
+
+    fn limits(&self) -> Vec<LimitState> {
+        let counters = self.core.counters();
+        let state = |name: &str, limit: u64, now: u64, hits: u64| LimitState {
+            name: name.into(),
+            limit,
+            now,
+            hits,
+        };
+        let in_flight = self.core.in_flight() as u64;
+        let most = self.core.max_in_flight() as u64;
+        let spool = self.bounds.spool_bytes >> 20;
+        let spooled = self.global.spooled_bytes() >> 20;
+        vec![
+            state("max_in_flight", most, in_flight, counters.busy),
+            state("spool_mb", spool, spooled, counters.spool_full),
+            self.empty_wakes.state(&self.bounds),
+        ]
+    }
+
+    /// Once in each second that has too many wake-ups.
+    pub(super) fn say_storm(&self) {
+        let limit = self.bounds.empty_wakes_per_s;
+        tracing::warn!(
+            app = %self.app,
+            limit,
+            "woken for nothing too often: for the rest of this second its queues are looked at \
+             every 2 ms; a grain rings without a message, or raise limits.empty_wakes_per_s"
+        );
     }
 
     fn bus_counts(&self) -> Vec<BusCounts> {

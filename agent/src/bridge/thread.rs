@@ -9,6 +9,7 @@ use sandpipe_global_bus::{AppendError, GlobalBus, Health, ReplayError};
 use tokio::sync::oneshot;
 
 use super::appends::Appends;
+use super::bounds::{Bounds, EmptyWakes};
 use super::clock::Clock;
 use super::local::{LocalBus, Publish, Refused, SandboxSource};
 use super::mailbox::{Mailbox, Post, Stop, Waiter};
@@ -44,6 +45,8 @@ pub struct Settings {
     pub max_payload_bytes: usize,
     /// Who hears of the paths of traced requests.
     pub telemetry: Telemetry,
+    /// What it may cost the agent.
+    pub bounds: Bounds,
 }
 
 /// Why a bus thread has ended.
@@ -79,6 +82,8 @@ pub struct BusThread {
     pub(super) stopping: Option<(Instant, oneshot::Sender<usize>)>,
     pub(super) max_payload_bytes: usize,
     pub(super) telemetry: Telemetry,
+    pub(super) bounds: Bounds,
+    pub(super) empty_wakes: EmptyWakes,
     /// The most that waited in each queue, the agent's first.
     pub(super) high_water: Vec<usize>,
     pub(super) replacing: Option<Box<Replacement>>,
@@ -103,6 +108,7 @@ impl BusThread {
             mailbox,
             max_payload_bytes,
             telemetry,
+            bounds,
         } = settings;
         let waker = Arc::clone(&mailbox);
         global.set_waker(Arc::new(move || waker.wake()));
@@ -129,6 +135,8 @@ impl BusThread {
             stopping: None,
             max_payload_bytes,
             telemetry,
+            bounds,
+            empty_wakes: EmptyWakes::new(now),
             high_water: Vec::new(),
             replacing: None,
             held: VecDeque::new(),
@@ -145,6 +153,7 @@ impl BusThread {
     pub fn run(mut self) -> End {
         // Grains need the cores as well.
         let mut budget = SpinBudget::new();
+        let mut rung = false;
         while !self.is_done() {
             let moved = match self.local {
                 Some(_) => budget.spin(|| self.turn()),
@@ -152,7 +161,10 @@ impl BusThread {
             };
             if !moved {
                 let begin = Instant::now();
-                self.park();
+                if std::mem::take(&mut rung) && self.empty_wakes.note(begin, &self.bounds) {
+                    self.say_storm();
+                }
+                rung = self.park(begin);
                 budget.slept(begin.elapsed());
             }
         }
@@ -227,6 +239,8 @@ impl BusThread {
             let _ = submit.waiter.send(Reply::Unavailable(reason.into()));
             return;
         }
+        let spooled = self.global.spooled_bytes();
+        self.core.set_spool_full(self.bounds.spool_is_full(spooled));
         // Only those who need the disk pay for a look at it.
         if submit.must_be_durable() {
             self.look_at_health();
@@ -331,11 +345,18 @@ impl BusThread {
         });
     }
 
-    fn park(&mut self) {
+    /// Sleeps until there may be something; whether a ring ended it.
+    fn park(&mut self, now: Instant) -> bool {
         if let Some(local) = &mut self.local
             && let Err(error) = local.update()
         {
-            return self.lose_sandbox(&error);
+            self.lose_sandbox(&error);
+            return false;
+        }
+        if self.empty_wakes.are_too_many(now, &self.bounds) {
+            // Nobody is announced: rings cost the ringer only, and what comes waits so long.
+            std::thread::sleep(COPIES);
+            return false;
         }
         let timeout = if self.core.has_backlog() {
             Duration::from_millis(1)
@@ -345,14 +366,16 @@ impl BusThread {
             PARK
         };
         self.mailbox.announce();
-        match &mut self.local {
-            Some(local) => {
-                let mailbox = &self.mailbox;
-                local.park(timeout, &|| mailbox.is_awaited());
+        let mailbox = &self.mailbox;
+        let rung = match &mut self.local {
+            Some(local) => local.park(timeout, &|| mailbox.is_awaited()),
+            None => {
+                std::thread::sleep(Duration::from_millis(5));
+                false
             }
-            None => std::thread::sleep(Duration::from_millis(5)),
-        }
+        };
         self.mailbox.awake();
+        rung
     }
 
     fn is_done(&self) -> bool {

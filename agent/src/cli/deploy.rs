@@ -7,7 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::bail;
 
 use crate::application::{Places, run_dir};
-use crate::bridge::AppStatus;
+use crate::bridge::{AppStatus, LimitState};
 use crate::control::{AgentStatus, Answer, Question, ask, order};
 use crate::host::DeploymentStatus;
 
@@ -163,6 +163,7 @@ struct Row {
     failed: u64,
     age_s: u64,
     file: PathBuf,
+    limits: Vec<LimitState>,
 }
 
 impl Row {
@@ -185,10 +186,11 @@ impl std::fmt::Display for Row {
             age(self.age_s),
             self.file.display()
         )?;
-        match &self.not_ready {
-            Some(reason) => write!(f, "\n    {}", reason.trim().replace('\n', "\n    ")),
-            None => Ok(()),
+        if let Some(reason) = &self.not_ready {
+            write!(f, "\n    {}", reason.trim().replace('\n', "\n    "))?;
         }
+        let mut hit = self.limits.iter().filter_map(LimitState::told);
+        hit.try_for_each(|hit| write!(f, "\n    limit {hit}"))
     }
 }
 
@@ -228,6 +230,7 @@ fn row(deployment: &DeploymentStatus, status: Option<&AppStatus>) -> Row {
             .as_secs()
             .saturating_sub(deployment.since_unix_ms / 1000),
         file: deployment.file.clone(),
+        limits: status.limits.clone(),
     }
 }
 

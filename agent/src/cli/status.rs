@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use crate::application::{Places, run_dir};
-use crate::bridge::BusCounts;
+use crate::bridge::{BusCounts, LimitState};
 use crate::control::{Question, ask};
 
 #[derive(Debug, clap::Args)]
@@ -78,6 +78,9 @@ pub(super) fn status(args: &Args) -> anyhow::Result<ExitCode> {
         }
         for family in &app.bus {
             println!("  {:<20} {}", family.grain, counts(family));
+        }
+        for hit in app.limits.iter().filter_map(LimitState::told) {
+            println!("  limit {hit}");
         }
         for refused in &app.refused {
             println!(

@@ -263,6 +263,19 @@ fn limits(raw: Option<&raw::Limits>, problems: &mut Problems<'_>) -> Limits {
         max_ms: read("retry_max_ms", &raw.retry_max_ms, 0..=3_600_000, 5_000),
     };
     let ttl_s = read("result_ttl_s", &raw.result_ttl_s, 1..=604_800, 600);
+    // Some MiB of a finished log are kept; a limit among them would never be left again.
+    let spool_mb = read(
+        "spool_mb",
+        &raw.spool_mb,
+        16..=1 << 24,
+        base.spool_bytes >> 20,
+    );
+    let empty_wakes_per_s = read(
+        "empty_wakes_per_s",
+        &raw.empty_wakes_per_s,
+        100..=1_000_000,
+        base.empty_wakes_per_s,
+    );
     let pids = raw
         .pids
         .as_ref()
@@ -276,6 +289,8 @@ fn limits(raw: Option<&raw::Limits>, problems: &mut Problems<'_>) -> Limits {
         max_attempts: u16::try_from(attempts).unwrap_or(u16::MAX),
         back_off,
         result_ttl: Duration::from_secs(ttl_s),
+        spool_bytes: spool_mb << 20,
+        empty_wakes_per_s,
         memory_limit_bytes: memory_limit(raw.memory_limit_mb.as_ref(), problems),
         pids_limit: pids.or(base.pids_limit),
         cpu_limit_millicores: raw.cpu.as_ref().and_then(|cpu| millicores(cpu, problems)),

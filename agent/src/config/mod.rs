@@ -138,6 +138,10 @@ pub struct Limits {
     pub back_off: BackOff,
     /// How long an answer can be collected at `/results/{id}`.
     pub result_ttl: Duration,
+    /// The most bytes of its log on this host's disk; beyond it callers get 503.
+    pub spool_bytes: u64,
+    /// How often in a second its grains may wake its bus thread in the agent for nothing.
+    pub empty_wakes_per_s: u64,
     /// Memory of the whole sandbox, in bytes.
     pub memory_limit_bytes: Option<u64>,
     /// Processes of the whole sandbox.
@@ -162,6 +166,7 @@ pub struct Sandbox {
 
 impl Default for Limits {
     fn default() -> Limits {
+        let bounds = crate::bridge::Bounds::default();
         Limits {
             max_payload_bytes: 8 << 20,
             pool_growth_bytes: 0,
@@ -174,6 +179,8 @@ impl Default for Limits {
                 max_ms: 5_000,
             },
             result_ttl: Duration::from_secs(600),
+            spool_bytes: bounds.spool_bytes,
+            empty_wakes_per_s: bounds.empty_wakes_per_s,
             memory_limit_bytes: None,
             // Far above what grains need, far below what a host has.
             pids_limit: Some(4096),

@@ -57,6 +57,8 @@ pub(super) struct Limits {
     pub retry_first_ms: Option<Spanned<i64>>,
     pub retry_max_ms: Option<Spanned<i64>>,
     pub result_ttl_s: Option<Spanned<i64>>,
+    pub spool_mb: Option<Spanned<i64>>,
+    pub empty_wakes_per_s: Option<Spanned<i64>>,
     pub memory_limit_mb: Option<Spanned<i64>>,
     pub pids: Option<Spanned<i64>>,
     pub cpu: Option<Spanned<f64>>,

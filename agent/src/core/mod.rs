@@ -84,6 +84,9 @@ pub struct Counters {
     pub failed: u64,
     /// Requests refused because the queue was full.
     pub busy: u64,
+    /// Requests refused because the log had reached its limit.
+    #[serde(default)]
+    pub spool_full: u64,
     /// Callers whose deadline passed.
     pub late: u64,
     /// Messages folded because they were known already.
@@ -118,6 +121,8 @@ pub struct Core<W> {
     deadlines: VecDeque<(u64, MessageId)>,
     /// Why nothing that must be durable is accepted.
     unavailable: Option<Arc<str>>,
+    /// Why nothing that writes a record is accepted.
+    spool_full: Option<Arc<str>>,
     recovering: bool,
     counters: Counters,
     out: VecDeque<Command<W>>,
@@ -140,6 +145,7 @@ impl<W> Core<W> {
             backlog,
             deadlines: VecDeque::new(),
             unavailable: None,
+            spool_full: None,
             recovering: false,
             counters: Counters::default(),
             out: VecDeque::new(),
@@ -154,6 +160,12 @@ impl<W> Core<W> {
     /// Says whether the global bus makes records durable, and if not, why.
     pub fn set_unavailable(&mut self, reason: Option<Arc<str>>) {
         self.unavailable = reason;
+    }
+
+    /// Says whether the log has reached its limit, and what to do then. Requests that would write
+    /// to it are refused; what is open goes on.
+    pub fn set_spool_full(&mut self, reason: Option<Arc<str>>) {
+        self.spool_full = reason;
     }
 
     /// Moves the clock: callers whose deadline has passed hear so, expired answers go.

@@ -6,7 +6,7 @@ use sandpipe_abi::MessageId;
 use sandpipe_global_bus::{Flag, Payload, Record};
 
 use super::durable::After;
-use super::message::{Command, Delivery, Now, Reply, Submit, Wait};
+use super::message::{Command, Delivery, Identity, Now, Reply, Submit, Wait};
 use super::root::{Message, Open, Root, Waiter};
 use super::{Core, root_id};
 
@@ -34,6 +34,13 @@ impl<W> Core<W> {
         let must_be_durable = submit.must_be_durable();
         if let (true, Some(reason)) = (must_be_durable, &self.unavailable) {
             let reply = Reply::Unavailable(Arc::clone(reason));
+            return self.answer(submit.waiter, reply);
+        }
+        // What sends a dead letter again makes room.
+        let grows = self.workflow.backup && !matches!(submit.identity, Identity::Redriven(_));
+        if let (true, Some(reason)) = (grows, &self.spool_full) {
+            let reply = Reply::Unavailable(Arc::clone(reason));
+            self.counters.spool_full += 1;
             return self.answer(submit.waiter, reply);
         }
         if self.roots.len() >= self.workflow.max_in_flight || !self.backlog[grain].is_empty() {

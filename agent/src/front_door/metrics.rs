@@ -38,6 +38,12 @@ struct OfGrain {
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct OfLimit {
+    app: String,
+    limit: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct OfRefusal {
     app: String,
     grain: String,
@@ -144,6 +150,7 @@ impl Metrics {
         gauges(&mut registry, apps);
         retries(&mut registry, apps);
         unbacked_age(&mut registry, apps);
+        limits(&mut registry, apps);
         counters(&mut registry, apps);
         bus_counters(&mut registry, apps);
         pool_sizes(&mut registry, apps);
@@ -218,6 +225,26 @@ fn retries(registry: &mut Registry, apps: &[AppStatus]) {
     }
     let help = "Events whose instance died and that wait for their next attempt";
     registry.register("retries_waiting", help, family);
+}
+
+/// The limits that the agent keeps for each application, by their names in `app.toml`.
+fn limits(registry: &mut Registry, apps: &[AppStatus]) {
+    let hits = Family::<OfLimit, Counter>::default();
+    let now = Family::<OfLimit, Gauge<u64, AtomicU64>>::default();
+    let most = Family::<OfLimit, Gauge<u64, AtomicU64>>::default();
+    for status in apps {
+        for state in &status.limits {
+            let (app, limit) = (status.app.clone(), state.name.clone());
+            let labels = OfLimit { app, limit };
+            let counter = hits.get_or_create_owned(&labels);
+            counter.inner().store(state.hits, Ordering::Relaxed);
+            now.get_or_create_owned(&labels).set(state.now);
+            most.get_or_create_owned(&labels).set(state.limit);
+        }
+    }
+    registry.register("limit_hits", "How often a limit of app.toml held", hits);
+    registry.register("limit_used", "What is used of a limit, in its unit", now);
+    registry.register("limit", "A limit of app.toml, in its unit", most);
 }
 
 fn unbacked_age(registry: &mut Registry, apps: &[AppStatus]) {

@@ -12,7 +12,29 @@ fn main() -> std::process::ExitCode {
         eprintln!("Traceback: {text}");
         return std::process::ExitCode::from(1);
     }
+    if std::env::var_os("STORM").is_some() {
+        storm();
+    }
     sandpipe_grain::run(handle)
+}
+
+/// Rings the agent's bell for ever and handles nothing.
+fn storm() -> ! {
+    use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
+    let config = std::env::var(sandpipe_grain::WORKER_VARIABLE).expect("init sets it");
+    let config: sandpipe_grain::WorkerConfig = serde_json::from_str(&config).expect("valid");
+    // Through a descriptor of this very process, the inherited one needs no unsafe code.
+    let own = pidfd_open(getpid(), PidfdFlags::empty()).expect("our own");
+    let fd = sandpipe_grain::ATTACH_FD;
+    let line = pidfd_getfd(own, fd, PidfdGetfdFlags::empty()).expect("init gave it to us");
+    let family = sandpipe::FamilyIndex(config.family);
+    let attached = sandpipe::Participant::attach(line, family, Duration::from_secs(10));
+    let (mut participant, mut bus) = attached.expect("the guardian lives");
+    let bell = bus.bell(sandpipe::FamilyIndex::AGENT);
+    loop {
+        (0..1000).for_each(|_| bell.ring_all());
+        participant.update(&mut bus).expect("the guardian lives");
+    }
 }
 
 fn handle(event: &Event, context: &mut Context<'_>) -> Result<Output, HandlerError> {

@@ -1,6 +1,7 @@
 //! The long-running agent with real processes: several applications, new versions under load,
 //! kills at every moment.
 
+mod bounds;
 mod changes;
 mod dead_letters;
 mod fleet;

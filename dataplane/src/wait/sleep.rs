@@ -14,17 +14,18 @@ use crate::memory::Memory;
 impl<M: Memory> Tally<M> {
     /// Sleeps on a bell alone until a ring, a signal, or `timeout` (bounded by [`PARK_MAX`]): one
     /// system call. `looks` at the lanes since the last message have found nothing. The caller is
-    /// the slot's only holder; if it dies asleep, the sleep is counted and its end is not.
-    pub fn sleep(&self, parking: Parking<'_, M>, looks: u64, timeout: Duration) {
+    /// the slot's only holder; if it dies asleep, the sleep is counted and its end is not. Whether
+    /// a ring ended it.
+    pub fn sleep(&self, parking: Parking<'_, M>, looks: u64, timeout: Duration) -> bool {
         self.fall_asleep(looks);
         let bell = parking.watched();
         let how = futex::wait(bell.word, bell.seen, timeout.min(PARK_MAX));
         parking.cancel();
-        self.wake_up(how);
+        self.wake_up(how)
     }
 
     /// Sleeps on a bell and on whatever else `waiter` watches, as [`Tally::sleep`]; appends the
-    /// tokens that are ready.
+    /// tokens that are ready. Whether a ring ended it.
     ///
     /// # Errors
     /// The waiter's; the announcement is taken back all the same.
@@ -35,17 +36,16 @@ impl<M: Memory> Tally<M> {
         looks: u64,
         timeout: Duration,
         ready: &mut Vec<Token>,
-    ) -> io::Result<()> {
+    ) -> io::Result<bool> {
         self.fall_asleep(looks);
         let before = ready.len();
         let rung = waiter.wait(&[parking.watched()], timeout.min(PARK_MAX), ready);
         parking.cancel();
-        self.wake_up(match rung? {
+        Ok(self.wake_up(match rung? {
             true => Woken::Rung,
             false if ready.len() == before => Woken::TimedOut,
             false => Woken::Interrupted,
-        });
-        Ok(())
+        }))
     }
 
     fn fall_asleep(&self, looks: u64) {
@@ -53,12 +53,13 @@ impl<M: Memory> Tally<M> {
         self.add(Count::Spins, looks);
     }
 
-    fn wake_up(&self, how: Woken) {
+    fn wake_up(&self, how: Woken) -> bool {
         match how {
             // Whoever moves the word rings: one that had moved before the sleep was rung as well.
             Woken::Rung | Woken::Moved => self.add(Count::Woken, 1),
             Woken::TimedOut => self.add(Count::Rescans, 1),
             Woken::Interrupted => {}
         }
+        matches!(how, Woken::Rung | Woken::Moved)
     }
 }

@@ -51,6 +51,9 @@ pub(super) struct Group {
     records: u64,
 }
 
+/// A last segment with nothing unfinished in it is kept up to this length.
+const SPENT_KEPT_BYTES: u64 = 1 << 20;
+
 /// The buffer that a group keeps when it is emptied; a burst's is given back.
 const GROUP_KEPT_BYTES: usize = 4 << 20;
 
@@ -112,11 +115,23 @@ impl<S: Storage> Log<S> {
         Ok(())
     }
 
-    /// Deletes the segments at the front that hold nothing unfinished.
+    /// The length of all segments together.
+    pub(super) fn bytes(&self) -> u64 {
+        self.segments.iter().map(|segment| segment.bytes).sum()
+    }
+
+    /// Deletes the segments at the front that hold nothing unfinished. The last one, too, is given
+    /// back, behind a new one: who takes nothing more because the log is too long would wait for
+    /// ever else.
     pub(super) fn retain(&mut self, now_unix_ms: u64) -> io::Result<()> {
         let segments = &mut self.segments;
         self.fold
             .expire(now_unix_ms, |location| forget(segments, *location));
+        let spent = |last: &Segment| last.live == 0 && last.bytes > SPENT_KEPT_BYTES;
+        if self.segments.back().is_some_and(spent) {
+            self.active = None;
+            self.active = Some(self.start_segment()?);
+        }
         while self.segments.len() > 1 && self.segments[0].live == 0 {
             self.storage.remove(&segment_name(self.segments[0].first))?;
             self.segments.pop_front();

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -29,6 +30,8 @@ pub(super) struct Filling {
 pub(super) struct Writer<S: Storage> {
     pub(super) shared: Arc<Shared<Filling>>,
     pub(super) log: Arc<Mutex<Log<S>>>,
+    /// The log's length, for whoever asks.
+    pub(super) spooled: Arc<AtomicU64>,
     /// How long to collect records before a group is written.
     pub(super) linger: Duration,
     pub(super) dir: String,
@@ -110,7 +113,10 @@ impl<S: Storage> Writer<S> {
     }
 
     fn write(&self, group: &mut Group) -> io::Result<()> {
-        self.lock_log().write(group)
+        let mut log = self.lock_log();
+        let written = log.write(group);
+        self.spooled.store(log.bytes(), Ordering::Relaxed);
+        written
     }
 
     fn report_failure(&self, error: &io::Error) {
@@ -120,9 +126,11 @@ impl<S: Storage> Writer<S> {
     }
 
     fn retain(&self) {
-        if let Err(error) = self.lock_log().retain(now_unix_ms()) {
+        let mut log = self.lock_log();
+        if let Err(error) = log.retain(now_unix_ms()) {
             tracing::warn!(dir = self.dir, %error, "a finished segment could not be deleted");
         }
+        self.spooled.store(log.bytes(), Ordering::Relaxed);
     }
 
     fn lock_log(&self) -> MutexGuard<'_, Log<S>> {

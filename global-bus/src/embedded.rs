@@ -117,7 +117,8 @@ impl EmbeddedBus {
             tracing::warn!(file = %cut.file.display(), cut.offset, cut.bytes, "cut a torn end");
         }
         let dir = dir.display().to_string();
-        Ok((EmbeddedBus::start(log, options, dir, Some(lock)), report))
+        let bus = EmbeddedBus::start(log, options, dir, Some(lock)).map_err(OpenError::Thread)?;
+        Ok((bus, report))
     }
 
     fn start<S: Storage>(
@@ -125,7 +126,7 @@ impl EmbeddedBus {
         options: EmbeddedOptions,
         dir: String,
         lock: Option<File>,
-    ) -> EmbeddedBus {
+    ) -> std::io::Result<EmbeddedBus> {
         let shared = Arc::new(Shared::new(Filling {
             group: Group::new(),
             next: log.next,
@@ -141,13 +142,13 @@ impl EmbeddedBus {
             lock,
         };
         let run = || writer.run();
-        EmbeddedBus {
-            intake: Intake::start(shared, "bus-writer", "the disk is slow", run),
+        Ok(EmbeddedBus {
+            intake: Intake::start(shared, "bus-writer", "the disk is slow", run)?,
             log,
             spooled,
             limits: options.limits,
             dir,
-        }
+        })
     }
 }
 

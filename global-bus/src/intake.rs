@@ -1,5 +1,6 @@
 //! The side of a bus on which records are appended: what every bus does alike.
 
+use std::io;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Instant;
@@ -19,18 +20,21 @@ pub(crate) struct Intake<Q> {
 
 impl<Q> Intake<Q> {
     /// Starts the bus's thread.
+    ///
+    /// # Errors
+    /// No thread can be made; `run` is dropped then.
     pub(crate) fn start(
         shared: Arc<Shared<Q>>,
         name: &str,
         slow: &'static str,
         run: impl FnOnce() + Send + 'static,
-    ) -> Intake<Q> {
-        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(run);
-        Intake {
+    ) -> io::Result<Intake<Q>> {
+        let thread = std::thread::Builder::new().name(name.to_owned());
+        Ok(Intake {
             shared,
-            thread: Some(thread.expect("a thread can be made")),
+            thread: Some(thread.spawn(run)?),
             slow,
-        }
+        })
     }
 
     pub(crate) fn acknowledged(&self) -> Ticket {

@@ -91,6 +91,12 @@ pub enum ConnectError {
         /// What librdkafka said.
         reason: String,
     },
+    /// There is no thread to send from.
+    #[error("no thread can be made to send to Kafka: {reason}; look at the limit of processes")]
+    Thread {
+        /// What the system said.
+        reason: String,
+    },
     /// librdkafka does not take a setting.
     #[error("a setting for Kafka is not valid: {reason}")]
     Settings {
@@ -125,8 +131,11 @@ impl KafkaBus {
         let admin = Admin::new(&options).map_err(settings)?;
         let sender = Sender::new(producer, admin, &options, &shared, &trackers);
         let run = || sender.run();
+        let thread = |error: std::io::Error| ConnectError::Thread {
+            reason: error.to_string(),
+        };
         Ok(KafkaBus {
-            intake: Intake::start(shared, "bus-sender", "Kafka is slow", run),
+            intake: Intake::start(shared, "bus-sender", "Kafka is slow", run).map_err(thread)?,
             trackers,
             options,
         })

@@ -40,7 +40,8 @@ pub struct SandboxHandle {
 }
 
 impl SandboxHandle {
-    /// Connects and becomes the owner.
+    /// Connects and becomes the owner. An init that was just `made` is known to nobody else: if it
+    /// cannot be owned it is ended.
     pub(crate) fn claim(
         app_dir: AppDir,
         spec: &SandboxSpec,
@@ -52,18 +53,31 @@ impl SandboxHandle {
             app: app.clone(),
             source,
         };
-        let control = app_dir.connect().map_err(fenced)?;
-        check_peer(&control).map_err(fenced)?;
-        let init_pidfd = match made {
-            Some(pidfd) => pidfd,
-            None => peer_process(&control).map_err(fenced)?,
+        let own = || -> Result<_, SandboxError> {
+            let control = app_dir.connect().map_err(fenced)?;
+            check_peer(&control).map_err(fenced)?;
+            // Before it is claimed: see there.
+            let found = match &made {
+                Some(_) => None,
+                None => Some(peer_process(&control).map_err(fenced)?),
+            };
+            set_socket_timeout(&control, Timeout::Recv, Some(REPLY_TIMEOUT))
+                .map_err(|error| fenced(error.into()))?;
+            let stderr = io::stderr();
+            let (reply, fds) = ask(&app, &control, &Request::Claim, &[stderr.as_fd()])?;
+            match reply {
+                Reply::Claimed { epoch, spec_hash } => Ok((control, found, fds, epoch, spec_hash)),
+                other => Err(unexpected(&app, &other)),
+            }
         };
-        set_socket_timeout(&control, Timeout::Recv, Some(REPLY_TIMEOUT))
-            .map_err(|error| fenced(error.into()))?;
-        let stderr = io::stderr();
-        let (reply, fds) = ask(&app, &control, &Request::Claim, &[stderr.as_fd()])?;
-        let Reply::Claimed { epoch, spec_hash } = reply else {
-            return Err(unexpected(&app, &reply));
+        let (control, found, fds, epoch, spec_hash) = match own() {
+            Ok(owned) => owned,
+            Err(error) => {
+                if let Some(init) = &made {
+                    end_unowned(&app_dir, init);
+                }
+                return Err(error);
+            }
         };
         Ok(SandboxHandle {
             adopted,
@@ -72,7 +86,7 @@ impl SandboxHandle {
             app_dir,
             control: Mutex::new(control),
             attach_socket: fds.into_iter().next(),
-            init_pidfd,
+            init_pidfd: made.or(found).expect("it was made or found"),
             app,
         })
     }
@@ -171,6 +185,17 @@ impl SandboxHandle {
 impl Drop for SandboxHandle {
     fn drop(&mut self) {
         self.reap();
+    }
+}
+
+/// Ends an init without asking it, and removes what it leaves. Blocks until it is gone, at most
+/// 10 s. Without a descriptor for the removal it is done by the next who cleans up.
+fn end_unowned(app_dir: &AppDir, init: &OwnedFd) {
+    let _ = pidfd_send_signal(init, Signal::KILL);
+    if wait_readable(init, END_GRACE) {
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
+        let _ = waitid(WaitId::PidFd(init.as_fd()), options);
+        let _ = leftovers::clean_up(app_dir);
     }
 }
 

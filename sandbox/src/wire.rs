@@ -101,7 +101,7 @@ pub(crate) fn receive(socket: BorrowedFd<'_>) -> io::Result<Option<(Vec<u8>, Vec
     {
         return Err(io::Error::new(
             io::ErrorKind::InvalidData,
-            "a message was cut short",
+            "a message was cut short: no descriptor is left, or it is not ours",
         ));
     }
     if message.bytes == 0 {

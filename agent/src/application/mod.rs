@@ -8,7 +8,7 @@ mod topology;
 mod upgrade;
 mod workers;
 
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -69,6 +69,9 @@ pub enum StartError {
     /// What a worker would be started with.
     #[error(transparent)]
     Worker(#[from] WorkerError),
+    /// There is no thread for it.
+    #[error("no thread can be made for the application: {0}; look at the limit of processes")]
+    Thread(std::io::Error),
     /// What the global bus holds cannot be read.
     #[error("the messages of the application cannot be recovered: {0}")]
     Replay(#[from] sandpipe_global_bus::ReplayError),
@@ -87,6 +90,12 @@ impl Application {
         bus: &BusChoice,
         telemetry: &Telemetry,
     ) -> Result<Application, StartError> {
+        // Before anything else is made that would have to be ended again.
+        let (give, take) = mpsc::channel::<BusThread>();
+        let name = format!("bus-{}", spec.name);
+        let thread = std::thread::Builder::new().name(name);
+        let run = move || take.recv().map_or(End::Stopped, BusThread::run);
+        let thread = thread.spawn(run).map_err(StartError::Thread)?;
         let record_bytes = record_bytes(spec);
         let (mut global, epoch) = global::open(spec, places, bus, record_bytes, PARTITIONS)?;
         let grains: Vec<&str> = spec
@@ -101,7 +110,7 @@ impl Application {
         let topology = topology(spec)?;
         let workers = workers::workers(spec, places, copies(spec))?;
         let source = Source::new(spec, places, &topology, workers, Arc::clone(&mailbox));
-        let thread = BusThread::new(Settings {
+        let bus = BusThread::new(Settings {
             workflow: workflow(spec, epoch),
             global,
             sandbox: Box::new(source),
@@ -110,11 +119,7 @@ impl Application {
             telemetry: telemetry.clone(),
             bounds: bounds(spec),
         })?;
-        let name = format!("bus-{}", spec.name);
-        let thread = std::thread::Builder::new()
-            .name(name)
-            .spawn(|| thread.run())
-            .expect("a thread can be made");
+        give.send(bus).expect("the thread waits for it");
         let door = AppDoor {
             name: spec.name.as_str().into(),
             mailbox,

@@ -1,6 +1,7 @@
 //! The application's sandbox: made or adopted, watched, and ended.
 
 use std::collections::HashSet;
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -16,11 +17,16 @@ use sandpipe_sandbox::{
 
 use super::Places;
 use super::programs::{programs, python_path};
-use crate::bridge::{Attached, GrainState, LocalError, Mailbox, Post, SandboxBus, SandboxSource};
+use crate::bridge::{
+    Attached, GrainState, LocalBus, LocalError, Mailbox, Post, SandboxBus, SandboxSource,
+};
 use crate::config::AppSpec;
 
 /// How long the handshake with the guardian may take; it takes a millisecond.
 const ATTACH: Duration = Duration::from_secs(10);
+
+/// How long the processes of a sandbox that could not be attached to may take to end.
+const END: Duration = Duration::from_secs(3);
 
 /// Between two looks at the workers.
 const WATCH: Duration = Duration::from_millis(50);
@@ -116,23 +122,22 @@ impl SandboxSource for Source {
         }
         let mut handle = self.own()?;
         let adopted = handle.adopted;
-        let socket = handle.take_attach_socket().ok_or_else(|| {
-            LocalError::NotMade("init sent no attach socket: it is of another version".into())
-        })?;
-        let (participant, bus) = Participant::attach(socket, FamilyIndex::AGENT, ATTACH)
-            .map_err(|error| LocalError::NotMade(error.to_string()))?;
+        let socket = handle.take_attach_socket();
         let handle = Arc::new(handle);
-        report_isolation(&handle);
-        Watch {
-            app: self.spec.app.clone(),
-            number: self.number,
-            roster: Arc::clone(&self.roster),
-            mailbox: Arc::clone(&self.mailbox),
+        match self.join(&handle, socket) {
+            Ok(local) => {
+                report_isolation(&handle);
+                self.handle = Some(handle);
+                Ok(Attached { local, adopted })
+            }
+            Err(error) => {
+                // One that lived before waits for the next attempt.
+                if !adopted && let Err(error) = handle.shutdown(END) {
+                    tracing::error!(app = %self.spec.app, %error, "the sandbox did not end");
+                }
+                Err(error)
+            }
         }
-        .begin(Arc::downgrade(&handle));
-        self.handle = Some(handle);
-        let local = Box::new(SandboxBus::new(participant, bus));
-        Ok(Attached { local, adopted })
     }
 
     fn quarantine(&mut self, grain: usize, reason: &str) {
@@ -158,6 +163,35 @@ impl SandboxSource for Source {
         {
             tracing::error!(app = %self.spec.app, %error, "the sandbox did not end cleanly");
         }
+    }
+}
+
+impl Source {
+    /// Attaches to a sandbox, and has it watched from then on.
+    fn join(
+        &self,
+        handle: &Arc<SandboxHandle>,
+        socket: Option<OwnedFd>,
+    ) -> Result<Box<dyn LocalBus>, LocalError> {
+        let socket = socket.ok_or_else(|| {
+            LocalError::NotMade("init sent no attach socket: it is of another version".into())
+        })?;
+        let (participant, bus) = Participant::attach(socket, FamilyIndex::AGENT, ATTACH)
+            .map_err(|error| LocalError::NotMade(error.to_string()))?;
+        let watch = Watch {
+            app: self.spec.app.clone(),
+            number: self.number,
+            roster: Arc::clone(&self.roster),
+            mailbox: Arc::clone(&self.mailbox),
+        };
+        let no_thread = |error| {
+            LocalError::NotMade(format!(
+                "no thread can be made to watch the sandbox: {error}; look at the limit of \
+                 processes"
+            ))
+        };
+        watch.begin(Arc::downgrade(handle)).map_err(no_thread)?;
+        Ok(Box::new(SandboxBus::new(participant, bus)))
     }
 }
 
@@ -196,19 +230,23 @@ struct Watch {
 }
 
 impl Watch {
-    fn begin(self, handle: Weak<SandboxHandle>) {
-        std::thread::Builder::new()
-            .name("watch-workers".into())
-            .spawn(move || self.run(&handle))
-            .expect("a thread can be made");
+    fn begin(self, handle: Weak<SandboxHandle>) -> std::io::Result<()> {
+        let thread = std::thread::Builder::new().name("watch-workers".into());
+        thread.spawn(move || self.run(&handle)).map(drop)
     }
 
     fn run(&self, handle: &Weak<SandboxHandle>) {
         let mut ran = HashSet::new();
         let mut said = HashSet::new();
         while let Some(handle) = handle.upgrade() {
-            let Ok(status) = handle.status() else { return };
+            let status = handle.status();
             drop(handle);
+            let Ok(status) = status else {
+                // It has ended, or there is no descriptor for the answer: whose sandbox it is then
+                // is the bus thread's to find out, who lets go of it.
+                std::thread::sleep(WATCH);
+                continue;
+            };
             let states: Vec<GrainState> = status
                 .workers
                 .into_iter()

@@ -75,9 +75,15 @@ pub fn order(path: &Path, question: &Question) -> Result<Answer, ControlError> {
     let talk = || -> std::io::Result<Answer> {
         stream.set_read_timeout(patience)?;
         stream.set_write_timeout(Some(PATIENCE))?;
-        writeln!(stream, "{}", serde_json::to_string(question)?)?;
+        let asked = writeln!(stream, "{}", serde_json::to_string(question)?);
+        // Who refuses to listen may have said why before it hung up.
         let mut line = String::new();
-        BufReader::new(&stream).read_line(&mut line)?;
+        let read = BufReader::new(&stream).read_line(&mut line);
+        if line.is_empty() {
+            asked?;
+            read?;
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
         Ok(serde_json::from_str(&line)?)
     };
     let mut talk = talk;

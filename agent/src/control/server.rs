@@ -13,7 +13,10 @@ use super::{Answer, Question, ask};
 /// How long one who has connected may take to ask.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Connections that are served at once; who comes beyond is hung up on.
+/// A pause when the system gives no descriptor.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// Connections that are served at once; who comes beyond is refused.
 const TALKING_MAX: usize = 16;
 
 /// The longest question: a path, escaped.
@@ -107,9 +110,16 @@ impl Control {
             talking: AtomicUsize::new(0),
         });
         let accept = move || {
-            for stream in listener.incoming().flatten() {
-                // One who hangs up or talks nonsense gets nothing.
-                let _ = Desk::begin(&desk, stream);
+            for stream in listener.incoming() {
+                match stream {
+                    // One who hangs up or talks nonsense gets nothing.
+                    Ok(stream) => Desk::begin(&desk, stream),
+                    Err(error) => {
+                        // Without a descriptor, asking again at once is in vain; who knocks waits.
+                        tracing::warn!(%error, "nobody is let in at the control socket");
+                        std::thread::sleep(PAUSE);
+                    }
+                }
             }
         };
         std::thread::Builder::new()
@@ -136,23 +146,51 @@ struct Desk {
 impl Desk {
     /// Serves a connection on a thread of its own: a deployment takes seconds, and nobody who asks
     /// how things are waits for it.
-    fn begin(desk: &Arc<Desk>, stream: UnixStream) -> std::io::Result<()> {
-        if desk.talking.fetch_add(1, Ordering::SeqCst) >= TALKING_MAX {
-            desk.talking.fetch_sub(1, Ordering::SeqCst);
-            return Ok(());
+    fn begin(desk: &Arc<Desk>, stream: UnixStream) {
+        let seat = Seat::take(desk);
+        if desk.talking.load(Ordering::SeqCst) > TALKING_MAX {
+            return refuse(&stream, "too many ask at once; try again".into());
         }
-        let own = Arc::clone(desk);
+        let stream = Arc::new(stream);
+        let own = Arc::clone(&stream);
         let talk = move || {
-            let _ = serve_one(&stream, &own);
-            own.talking.fetch_sub(1, Ordering::SeqCst);
+            let _ = serve_one(&own, &seat.0);
         };
-        let spawned = std::thread::Builder::new()
-            .name("control-talk".into())
-            .spawn(talk);
-        if spawned.is_err() {
-            desk.talking.fetch_sub(1, Ordering::SeqCst);
+        let thread = std::thread::Builder::new().name("control-talk".into());
+        if let Err(error) = thread.spawn(talk) {
+            let reason = format!(
+                "no thread can be made to answer: {error}; look at the agent's limit of processes"
+            );
+            refuse(&stream, reason);
         }
-        spawned.map(drop)
+    }
+}
+
+/// One connection's place; given back also by a panic.
+struct Seat(Arc<Desk>);
+
+impl Seat {
+    fn take(desk: &Arc<Desk>) -> Seat {
+        desk.talking.fetch_add(1, Ordering::SeqCst);
+        Seat(Arc::clone(desk))
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.0.talking.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// Says why a question is not even read. Does not wait for the asker.
+fn refuse(stream: &UnixStream, reason: String) {
+    tracing::warn!(reason, "refused at the control socket");
+    let wrong_file = false;
+    if let Ok(mut answer) = serde_json::to_string(&Answer::Refused { reason, wrong_file }) {
+        answer.push('\n');
+        let mut stream = stream;
+        let _ = stream.set_nonblocking(true);
+        let _ = stream.write_all(answer.as_bytes());
     }
 }
 

@@ -248,8 +248,10 @@ fn wait_until_ready(application: &Application) -> Result<(), ChangeError> {
             std::thread::sleep(Duration::from_millis(2));
             continue;
         };
+        // A sandbox that cannot be made is tried again, but nobody waits for that here.
+        let is_hopeless = status.answers && status.attachments == 0;
         let broken = status.grains.iter().any(|grain| grain.broken);
-        if broken || Instant::now() >= deadline {
+        if broken || is_hopeless || Instant::now() >= deadline {
             return Err(ChangeError::NotReady {
                 app: application.door.name.to_string(),
                 reason: reason.clone(),

@@ -173,8 +173,23 @@ impl Fleet {
     }
 }
 
+/// Ends the sandboxes of a fleet before what was made after it goes, also if the test panics.
+pub struct EndsSandboxes<'f>(pub &'f Fleet);
+
+impl Drop for EndsSandboxes<'_> {
+    fn drop(&mut self) {
+        self.0.end_sandboxes();
+    }
+}
+
 impl Drop for Fleet {
     fn drop(&mut self) {
+        self.end_sandboxes();
+    }
+}
+
+impl Fleet {
+    fn end_sandboxes(&self) {
         // An init without its directory ends, and with it its sandbox; the rest is as for a place.
         for pid in self.workers() {
             kill(pid, "KILL");

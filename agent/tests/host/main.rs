@@ -4,6 +4,7 @@
 mod bounds;
 mod changes;
 mod dead_letters;
+mod faults;
 mod fleet;
 #[allow(dead_code, reason = "the tests of one application use the rest of it")]
 #[path = "../processes/harness.rs"]

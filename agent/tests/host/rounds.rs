@@ -7,7 +7,7 @@ use super::harness::WATCHDOG;
 
 /// What an agent and its host hold.
 #[derive(Debug, PartialEq, Eq)]
-struct Holdings {
+pub struct Holdings {
     descriptors: usize,
     maps: usize,
     threads: usize,
@@ -29,6 +29,20 @@ fn holdings(fleet: &Fleet, agent: &Agent<'_>) -> Holdings {
         // Others on this machine mount things of their own meanwhile.
         mounts: mounts.lines().filter(|line| line.contains(&own)).count(),
         cgroups: fleet.cgroups().len(),
+    }
+}
+
+/// What is held once it does not change any more, or once it is as before.
+pub fn settled(fleet: &Fleet, agent: &Agent<'_>, before: Option<&Holdings>) -> Holdings {
+    let deadline = Instant::now() + WATCHDOG;
+    loop {
+        let last = holdings(fleet, agent);
+        std::thread::sleep(Duration::from_millis(200)); // the watchers' pace, and more
+        let now = holdings(fleet, agent);
+        let is_settled = before.map_or(last == now, |before| *before == now);
+        if is_settled || Instant::now() >= deadline {
+            return now;
+        }
     }
 }
 
@@ -61,21 +75,9 @@ fn after_hundreds_of_deployments_nothing_is_left_of_them() {
     };
     // What is made once for all: threads of the runtime, arenas of the allocator.
     (0..20).for_each(round);
-    let settled = |before: Option<&Holdings>| {
-        let deadline = Instant::now() + WATCHDOG;
-        loop {
-            let last = holdings(&fleet, &agent);
-            std::thread::sleep(Duration::from_millis(200)); // the watchers' pace, and more
-            let now = holdings(&fleet, &agent);
-            let is_settled = before.map_or(last == now, |before| *before == now);
-            if is_settled || Instant::now() >= deadline {
-                return now;
-            }
-        }
-    };
-    let (before, resident) = (settled(None), resident_kb(&agent));
+    let (before, resident) = (settled(&fleet, &agent, None), resident_kb(&agent));
     (20..20 + rounds).for_each(round);
-    assert_eq!(settled(Some(&before)), before);
+    assert_eq!(settled(&fleet, &agent, Some(&before)), before);
     let grown = resident_kb(&agent).saturating_sub(resident);
     // Less than a tenth of a KiB a round would be a page lost now and then.
     let allowed = 2048 + rounds as u64 / 10;

@@ -350,3 +350,23 @@ pub fn cgroups_named(directory: &Path, app: &str, depth: usize) -> Vec<PathBuf> 
     }
     found
 }
+
+/// A file system of this test's own, unmounted with it.
+pub struct Mounted(PathBuf);
+
+impl Mounted {
+    /// A tmpfs with this option; `None` where it cannot be mounted.
+    pub fn tmpfs(at: &Path, option: &str) -> Option<Mounted> {
+        let mut command = Command::new("mount");
+        let options = format!("mode=0755,{option}");
+        command.args(["-t", "tmpfs", "-o", &options, "sandpipe-test"]);
+        let status = command.arg(at).status().ok()?;
+        status.success().then(|| Mounted(at.to_owned()))
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}

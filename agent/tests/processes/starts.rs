@@ -5,7 +5,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use super::harness::{Place, SANDPIPE, WATCHDOG, is_root, skip, until};
+use super::harness::{Mounted, Place, SANDPIPE, WATCHDOG, is_root, skip, until};
 
 /// Runs `sandpipe run`, which must fail; its exit code and its words. One that does not fail is
 /// killed; its sandbox goes with its place.
@@ -182,25 +182,6 @@ fn a_full_data_directory_is_503_for_what_must_be_durable_and_passes_when_there_i
     });
     assert_eq!(agent.post(&asynchronous, "y").status, 202);
     agent.stop();
-}
-
-/// A file system of this test's own, unmounted with it.
-struct Mounted(std::path::PathBuf);
-
-impl Mounted {
-    fn tmpfs(at: &std::path::Path, option: &str) -> Option<Mounted> {
-        let mut command = Command::new("mount");
-        let options = format!("mode=0755,{option}");
-        command.args(["-t", "tmpfs", "-o", &options, "sandpipe-test"]);
-        let status = command.arg(at).status().ok()?;
-        status.success().then(|| Mounted(at.to_owned()))
-    }
-}
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
-    }
 }
 
 #[test]

@@ -48,6 +48,9 @@ pub enum OpenError {
         /// Its version.
         found: u32,
     },
+    /// There is no thread to write it.
+    #[error("no thread can be made to write the log: {0}; look at the limit of processes")]
+    Thread(#[source] io::Error),
     /// An intact frame whose record cannot be read.
     #[error("{}: the record at byte {offset}: {source}", file.display())]
     Record {

@@ -208,7 +208,7 @@ fn the_bus_reports_a_fault_pushes_back_and_goes_on_by_itself() {
             let disk = SimDisk::default();
             let (log, _) = Log::open(disk.clone(), SEGMENT_BYTES).unwrap();
             disk.plan(at, fault);
-            let mut bus = EmbeddedBus::start(log, options(), "/sim".to_owned(), None);
+            let mut bus = EmbeddedBus::start(log, options(), "/sim".to_owned(), None).unwrap();
             let mut acknowledged = 0;
             for step in 0..8 {
                 bus.append(&mut step_records(step)).unwrap();

@@ -79,7 +79,11 @@ impl AppDir {
         let file = match opened {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Locked::Replaced),
-            Err(error) => return Err(SandboxError::run_dir("open", &path)(error)),
+            Err(error) => {
+                // It may be ours, just made and empty: who is about to lock it makes it again.
+                let _ = std::fs::remove_dir(&self.path);
+                return Err(SandboxError::run_dir("open", &path)(error));
+            }
         };
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}

@@ -225,6 +225,18 @@ impl BusThread {
         families.map(counts).collect()
     }
 
+    /// Tells the core whether records become durable.
+    pub(super) fn look_at_health(&mut self) {
+        if !self.backup {
+            return;
+        }
+        self.core.set_unavailable(match self.global.health() {
+            Health::Healthy if self.appends.is_congested() => Some("the backup lags".into()),
+            Health::Healthy => None,
+            Health::Degraded { reason } | Health::Closed { reason } => Some(reason.into()),
+        });
+    }
+
     /// Notes how full the queues are.
     pub(super) fn look_at_queues(&mut self) {
         let Some(local) = &self.local else { return };

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sandpipe::wait::SpinBudget;
-use sandpipe_global_bus::{AppendError, GlobalBus, Health, ReplayError};
+use sandpipe_global_bus::{AppendError, GlobalBus, ReplayError};
 use tokio::sync::oneshot;
 
 use super::appends::Appends;
@@ -332,17 +332,6 @@ impl BusThread {
         if self.local.is_none() && now >= self.retry && !self.fenced {
             self.recover_sandbox();
         }
-    }
-
-    pub(super) fn look_at_health(&mut self) {
-        if !self.backup {
-            return;
-        }
-        self.core.set_unavailable(match self.global.health() {
-            Health::Healthy if self.appends.is_congested() => Some("the backup lags".into()),
-            Health::Healthy => None,
-            Health::Degraded { reason } | Health::Closed { reason } => Some(reason.into()),
-        });
     }
 
     /// Sleeps until there may be something; whether a ring ended it.

@@ -1,8 +1,12 @@
 //! The agent killed at every moment, three applications at work.
 
+use std::collections::HashMap;
+use std::io::Write;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use sandpipe_global_bus::{EmbeddedBus, EmbeddedOptions, GlobalBus, Payload, RESULTS};
 
 use super::fleet::{Agent, Fleet};
 use super::harness::until;
@@ -53,9 +57,50 @@ struct Accepted {
     place: String,
 }
 
+/// How long until it takes requests to all three again, from the start of the next agent on.
+fn until_ready(agent: &Agent<'_>, since: Instant) -> Duration {
+    until("it is ready again", || {
+        agent.call("GET", "/readyz", &[], b"").status == 200
+    });
+    since.elapsed()
+}
+
+/// Each accepted request has one answer on its global bus, and nothing is unfinished there.
+fn assert_effects_once(fleet: &Fleet, accepted: &[Accepted]) {
+    for letter in LETTERS {
+        let app = fleet.app(letter);
+        let log = fleet.path("data").join(&app).join("log");
+        let (mut bus, _) = EmbeddedBus::open(&log, EmbeddedOptions::default()).unwrap();
+        let mut answers: HashMap<String, String> = HashMap::new();
+        let found = bus.replay(&app, &mut |record| {
+            if &*record.grain != RESULTS {
+                return; // it is counted as unfinished
+            }
+            let Payload::Inline(bytes) = record.payload else {
+                panic!("no answer here is that large")
+            };
+            let answer = String::from_utf8(bytes).unwrap();
+            let before = answers.insert(record.id.to_string(), answer);
+            assert_eq!(before, None, "two answers of {}", record.id);
+        });
+        let found = found.unwrap();
+        assert_eq!(found.messages, 0, "{letter}: nothing is unfinished");
+        let of_app: Vec<_> = accepted.iter().filter(|a| a.letter == letter).collect();
+        assert!(found.results >= of_app.len() as u64);
+        for Accepted { text, place, .. } in of_app {
+            let id = place.rsplit('/').next().unwrap();
+            assert_eq!(answers.remove(id), Some(format!("{text}ab")), "{letter}");
+        }
+        // Nobody was told of these: durable when the agent died, and finished all the same.
+        for answer in answers.values() {
+            assert!(answer.ends_with(".ab"), "{letter}: {answer}");
+        }
+    }
+}
+
 #[test]
 fn an_agent_killed_again_and_again_under_the_load_of_three_applications_loses_nothing() {
-    let kills = if super::harness::is_full() { 50 } else { 8 };
+    let kills = if super::harness::is_full() { 50 } else { 10 };
     let fleet = Fleet::new();
     let mut agent = fleet.start();
     let limits = "max_in_flight = 10000\nresult_ttl_s = 3600";
@@ -63,7 +108,7 @@ fn an_agent_killed_again_and_again_under_the_load_of_three_applications_loses_no
         fleet.deploy(&fleet.write(letter, &["a", "b"], limits, ""));
     }
     let inits: Vec<Vec<u32>> = LETTERS.iter().map(|letter| fleet.inits(letter)).collect();
-    let mut accepted = Vec::new();
+    let (mut accepted, mut ready) = (Vec::new(), Vec::new());
     for round in 0..kills {
         let stop = AtomicBool::new(false);
         std::thread::scope(|scope| {
@@ -74,8 +119,10 @@ fn an_agent_killed_again_and_again_under_the_load_of_three_applications_loses_no
             accepted.extend(sending.join().unwrap());
         });
         agent.kill();
+        let begin = Instant::now();
         agent = fleet.start();
         assert_eq!(agent.announced["resumed"], 3);
+        ready.push(until_ready(&agent, begin));
     }
     let now: Vec<Vec<u32>> = LETTERS.iter().map(|letter| fleet.inits(letter)).collect();
     assert_eq!(now, inits, "the sandboxes are adopted, not made anew");
@@ -93,12 +140,19 @@ fn an_agent_killed_again_and_again_under_the_load_of_three_applications_loses_no
         );
     }
     assert!(accepted.len() > 10 * kills, "only {}", accepted.len());
-    eprintln!(
-        "{kills} kills, {} accepted requests answered",
-        accepted.len()
-    );
+    ready.sort();
     agent.stop();
+    assert_effects_once(&fleet, &accepted);
     fleet.assert_clean();
+    // Past libtest, which keeps what a passed test prints.
+    let _ = writeln!(
+        std::io::stderr(),
+        "{kills} kills, {} accepted requests answered once; ready again after {:?} (median), {:?} \
+         (longest)",
+        accepted.len(),
+        ready[kills / 2],
+        ready[kills - 1]
+    );
 }
 
 /// Killed at ever later moments of a replacement: one of the two versions is deployed, whole.

@@ -181,6 +181,7 @@ fn max_bytes_in_flight(spec: &AppSpec) -> usize {
 fn bounds(spec: &AppSpec) -> Bounds {
     Bounds {
         spool_bytes: spec.limits.spool_bytes,
+        queue_length: u64::from(spec.limits.queue_length),
         empty_wakes_per_s: spec.limits.empty_wakes_per_s,
     }
 }

@@ -6,15 +6,9 @@ use sandpipe::{
 
 use crate::config::{AppSpec, GrainSpec, Mode};
 
-/// Messages in a lane from the agent to a grain. Requests beyond it get 429.
-const AGENT_LANE: u32 = 1024;
-
 /// Messages in a lane from an instance to `LQ(HA)`: it must not fill while the backup lags, nor
 /// within a second in which the agent is dead.
 const BACKUP_LANE: u32 = 1024;
-
-/// Messages in a lane from an instance to the next grain.
-const GRAIN_LANE: u32 = 256;
 
 /// The topology of an application: family 0 is the agent, family `i + 1` grain `i`.
 ///
@@ -22,15 +16,17 @@ const GRAIN_LANE: u32 = 256;
 /// What the data plane cannot do.
 pub fn topology(spec: &AppSpec) -> Result<Topology, TopologyError> {
     let max = spec.limits.max_payload_bytes;
-    let mut families = vec![agent(spec.grains.len(), max)];
-    families.extend(spec.grains.iter().map(|grain| family(grain, max)));
+    let queue_length = spec.limits.queue_length;
+    let mut families = vec![agent(spec.grains.len(), max, queue_length)];
+    let of_grain = |grain| family(grain, max, queue_length / 4);
+    families.extend(spec.grains.iter().map(of_grain));
     Ok(Topology::new(families)?.with_growth(spec.limits.pool_growth_bytes))
 }
 
-fn agent(grains: usize, max_payload_bytes: u64) -> FamilySpec {
+fn agent(grains: usize, max_payload_bytes: u64, queue_length: u32) -> FamilySpec {
     // Every queue: a recovery publishes into any of them.
     let targets = (0..grains)
-        .map(|grain| target(grain + 1, AGENT_LANE))
+        .map(|grain| target(grain + 1, queue_length))
         .collect();
     FamilySpec {
         slots: 1,
@@ -39,9 +35,9 @@ fn agent(grains: usize, max_payload_bytes: u64) -> FamilySpec {
     }
 }
 
-fn family(grain: &GrainSpec, max_payload_bytes: u64) -> FamilySpec {
+fn family(grain: &GrainSpec, max_payload_bytes: u64, lane: u32) -> FamilySpec {
     let mut targets = vec![target(0, BACKUP_LANE)];
-    targets.extend(grain.next.iter().map(|next| target(next + 1, GRAIN_LANE)));
+    targets.extend(grain.next.iter().map(|next| target(next + 1, lane)));
     FamilySpec {
         slots: slots(grain),
         targets,

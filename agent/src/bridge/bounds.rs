@@ -14,6 +14,8 @@ const SECOND: Duration = Duration::from_secs(1);
 pub struct Bounds {
     /// Bytes of the global bus's log on this host's disk; beyond it nothing new is accepted.
     pub spool_bytes: u64,
+    /// Messages that wait in the first grain's queue; kept by the queue itself.
+    pub queue_length: u64,
     /// Wake-ups in a second that find nothing; beyond it the bus thread looks by the clock.
     pub empty_wakes_per_s: u64,
 }
@@ -23,6 +25,7 @@ impl Default for Bounds {
         Bounds {
             // At the speed of a disk for a minute, which is how long an answer is kept.
             spool_bytes: 8 << 30,
+            queue_length: 1024,
             // An honest application has some hundreds, when a message was taken before its ring.
             empty_wakes_per_s: 5000,
         }

@@ -179,10 +179,28 @@ impl BusThread {
         let spool = self.bounds.spool_bytes >> 20;
         let spooled = self.global.spooled_bytes() >> 20;
         vec![
-            state("max_in_flight", most, in_flight, counters.busy),
+            state(
+                "max_in_flight",
+                most,
+                in_flight,
+                counters.busy.saturating_sub(counters.queue_full),
+            ),
+            state(
+                "queue_length",
+                self.bounds.queue_length,
+                self.entry_waiting(),
+                counters.queue_full,
+            ),
             state("spool_mb", spool, spooled, counters.spool_full),
             self.empty_wakes.state(&self.bounds),
         ]
+    }
+
+    /// Messages that wait in front of the first grain.
+    fn entry_waiting(&self) -> u64 {
+        let Some(local) = &self.local else { return 0 };
+        let load = local.queues().get(self.core.entry() + 1).copied();
+        load.map_or(0, |load| load.waiting as u64)
     }
 
     /// Once in each second that has too many wake-ups.

@@ -256,6 +256,12 @@ fn limits(raw: Option<&raw::Limits>, problems: &mut Problems<'_>) -> Limits {
         payload..=1 << 40,
         base.max_bytes_in_flight,
     );
+    let queue_length = read(
+        "queue_length",
+        &raw.queue_length,
+        8..=1 << 16,
+        u64::from(base.queue_length),
+    );
     let deadline_ms = read("deadline_ms", &raw.deadline_ms, 1..=86_400_000, 60_000);
     let attempts = read("max_attempts", &raw.max_attempts, 1..=100, 3);
     let back_off = BackOff {
@@ -285,6 +291,9 @@ fn limits(raw: Option<&raw::Limits>, problems: &mut Problems<'_>) -> Limits {
         pool_growth_bytes: growth_mb << 20,
         max_in_flight: usize::try_from(in_flight).unwrap_or(usize::MAX),
         max_bytes_in_flight: bytes_in_flight,
+        queue_length: u32::try_from(queue_length)
+            .unwrap_or(u32::MAX)
+            .next_power_of_two(),
         deadline: Duration::from_millis(deadline_ms),
         max_attempts: u16::try_from(attempts).unwrap_or(u16::MAX),
         back_off,

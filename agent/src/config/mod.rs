@@ -130,6 +130,9 @@ pub struct Limits {
     /// The most bytes of request bodies that are being received or not yet answered; beyond it
     /// callers get 429.
     pub max_bytes_in_flight: u64,
+    /// The most messages from the agent that wait in front of a grain, a power of two; beyond it
+    /// callers get 429. From each instance of another grain a quarter of it.
+    pub queue_length: u32,
     /// How long a synchronous caller waits before it gets 504.
     pub deadline: Duration,
     /// How often a message is tried before it becomes a dead letter.
@@ -172,6 +175,7 @@ impl Default for Limits {
             pool_growth_bytes: 0,
             max_in_flight: 1024,
             max_bytes_in_flight: 256 << 20,
+            queue_length: 1024,
             deadline: Duration::from_secs(60),
             max_attempts: 3,
             back_off: BackOff {

@@ -52,6 +52,7 @@ pub(super) struct Limits {
     pub pool_growth_mb: Option<Spanned<i64>>,
     pub max_in_flight: Option<Spanned<i64>>,
     pub max_bytes_in_flight: Option<Spanned<i64>>,
+    pub queue_length: Option<Spanned<i64>>,
     pub deadline_ms: Option<Spanned<i64>>,
     pub max_attempts: Option<Spanned<i64>>,
     pub retry_first_ms: Option<Spanned<i64>>,

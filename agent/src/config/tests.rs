@@ -343,6 +343,10 @@ fn numbers_out_of_range_are_refused_with_the_range() {
     place.one_problem(&one("memory_limit_mb = 1"), 8, &["from 8 to"]);
     let limits = one("") + "[limits]\nmax_payload_bytes = 999999999\n";
     place.one_problem(&limits, 10, &["67108864"]);
+    let limits = one("") + "[limits]\nqueue_length = 7\nspool_mb = 16\n";
+    place.one_problem(&limits, 10, &["from 8 to 65536"]);
+    let limits = one("") + "[limits]\nspool_mb = 15\n";
+    place.one_problem(&limits, 10, &["from 16"]);
     let limits = one("") + "[limits]\nmax_bytes_in_flight = 8388607\n";
     place.one_problem(&limits, 10, &["from 8388608"]);
     for cores in ["0", "0.009", "-1", "nan", "1025"] {

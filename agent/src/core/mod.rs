@@ -84,6 +84,9 @@ pub struct Counters {
     pub failed: u64,
     /// Requests refused because the queue was full.
     pub busy: u64,
+    /// Those of them that found the first grain's queue full; the others were too many at once.
+    #[serde(default)]
+    pub queue_full: u64,
     /// Requests refused because the log had reached its limit.
     #[serde(default)]
     pub spool_full: u64,
@@ -242,6 +245,12 @@ impl<W> Core<W> {
     #[must_use]
     pub fn max_in_flight(&self) -> usize {
         self.workflow.max_in_flight
+    }
+
+    /// Index of the grain that requests go to.
+    #[must_use]
+    pub fn entry(&self) -> usize {
+        self.workflow.entry
     }
 
     /// Requests that are open.

@@ -43,8 +43,10 @@ impl<W> Core<W> {
             self.counters.spool_full += 1;
             return self.answer(submit.waiter, reply);
         }
-        if self.roots.len() >= self.workflow.max_in_flight || !self.backlog[grain].is_empty() {
+        let too_many = self.roots.len() >= self.workflow.max_in_flight;
+        if too_many || !self.backlog[grain].is_empty() {
             self.counters.busy += 1;
+            self.counters.queue_full += u64::from(!too_many);
             return self.answer(submit.waiter, Reply::Busy);
         }
         self.accept(now, id, grain, submit, deadline_ms);
@@ -91,6 +93,7 @@ impl<W> Core<W> {
         };
         for waiter in root.take_waiting(Wait::Answer) {
             self.counters.busy += 1;
+            self.counters.queue_full += 1;
             self.counters.accepted -= 1;
             self.answer(waiter, Reply::Busy);
         }

@@ -125,8 +125,31 @@ fn a_grain_that_rings_without_a_message_wakes_the_agent_up_to_its_bound_only() {
     assert!(after - before <= most, "{} in {seconds} s", after - before);
     assert!(limit(&agent, "empty_wakes_per_s").hits >= 3);
     assert_named(&fleet, &agent, "empty_wakes_per_s");
-    assert_eq!(agent.app("y").limits[2].hits, 0);
+    assert_eq!(agent.app("y").limits.last().unwrap().hits, 0);
     fleet.ok(&["undeploy", &fleet.app("x"), "--drain", "0"]);
+    agent.stop();
+    fleet.assert_clean();
+}
+
+#[test]
+fn a_queue_of_its_own_length_is_429_beyond_and_what_was_accepted_is_answered() {
+    let fleet = Fleet::new();
+    let agent = fleet.start();
+    let grain = "mode = \"pool\"\nconcurrency = 1";
+    fleet.deploy(&fleet.write("x", &["a"], "queue_length = 8", grain));
+    let statuses: Vec<u16> = std::thread::scope(|scope| {
+        let call = || scope.spawn(|| agent.post("x", "a: sleep 100 ").status);
+        let calls: Vec<_> = (0..32).map(|_| call()).collect();
+        calls.into_iter().map(|call| call.join().unwrap()).collect()
+    });
+    let count = |status| statuses.iter().filter(|found| **found == status).count();
+    let (answered, refused) = (count(200), count(429));
+    assert_eq!(answered + refused, 32, "{statuses:?}");
+    assert!(answered >= 8 && refused >= 8, "{statuses:?}");
+    let kept = limit(&agent, "queue_length");
+    assert_eq!((kept.limit, kept.hits), (8, refused as u64));
+    assert_eq!(limit(&agent, "max_in_flight").hits, 0);
+    assert_named(&fleet, &agent, "queue_length");
     agent.stop();
     fleet.assert_clean();
 }

@@ -21,6 +21,10 @@ use crate::socket;
 use crate::topology::{FamilyIndex, Topology, TopologyError};
 use crate::wish::Wish;
 
+/// The environment variable in which whoever starts a participant may say when: nanoseconds of
+/// `CLOCK_MONOTONIC`.
+pub const STARTED_VARIABLE: &str = "SANDPIPE_STARTED_NS";
+
 /// Why a process could not attach, or lost its guardian.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

@@ -31,6 +31,8 @@ mod sync;
 mod topology;
 
 #[cfg(not(loom))]
+mod activity;
+#[cfg(not(loom))]
 pub mod attach;
 #[cfg(not(loom))]
 mod clock;
@@ -83,6 +85,7 @@ pub use crate::topology::{
 
 #[cfg(not(loom))]
 pub use crate::{
+    activity::Activity,
     attach::{AttachError, Participant},
     clock::monotonic_ns,
     growth::RETIRE_AFTER,

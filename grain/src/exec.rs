@@ -54,6 +54,7 @@ impl Runtime for Exec {
         let mut child = Command::new(program)
             .args(&self.config.args)
             .env_remove(crate::config::WORKER_VARIABLE)
+            .env_remove(sandpipe::attach::STARTED_VARIABLE)
             .env("SANDPIPE_APP", context.app())
             .env("SANDPIPE_GRAIN", context.grain())
             .env("SANDPIPE_EVENT", event.id().to_string())

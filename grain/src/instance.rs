@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use sandpipe::attach::STARTED_VARIABLE;
 use sandpipe::{
     Bus, Claimer, Delivery, FailureCode, Instance, Lease, Mapping, PARK_MAX, PayloadError, Refusal,
     SlotIndex, TraceStamps, monotonic_ns,
@@ -50,6 +51,25 @@ impl Seat {
     }
 }
 
+/// When a worker was started and had loaded its handler: nanoseconds of `CLOCK_MONOTONIC`.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct LoadTimes {
+    /// 0 = whoever started it did not say.
+    pub(crate) started_ns: u64,
+    pub(crate) loaded_ns: u64,
+}
+
+impl LoadTimes {
+    /// Of a worker that has just loaded its handler.
+    pub(crate) fn now() -> LoadTimes {
+        let started = std::env::var(STARTED_VARIABLE);
+        LoadTimes {
+            started_ns: started.map_or(0, |ns| ns.parse().unwrap_or(0)),
+            loaded_ns: monotonic_ns(),
+        }
+    }
+}
+
 /// What a forked instance has: everything is its own copy, only the segments are shared.
 pub(crate) struct Forked<'w, R> {
     pub(crate) config: &'w WorkerConfig,
@@ -57,6 +77,7 @@ pub(crate) struct Forked<'w, R> {
     pub(crate) board: &'w Board,
     pub(crate) runtime: &'w mut R,
     pub(crate) seat: Seat,
+    pub(crate) times: LoadTimes,
     /// Process id of the worker.
     pub(crate) parent: u32,
 }
@@ -176,6 +197,8 @@ impl<R: Runtime> Forked<'_, R> {
         let mut stamps = TraceStamps {
             taken_ns: self.bus.slot_started_ns(slot),
             attempt: u64::from(delivery.attempt),
+            worker_started_ns: self.times.started_ns,
+            worker_loaded_ns: self.times.loaded_ns,
             ..TraceStamps::default()
         };
         let (outcome, sound) = if delivery.attempt > self.config.max_attempts {

@@ -81,7 +81,11 @@ pub fn run_worker<R: Runtime>(config: WorkerConfig, socket: OwnedFd, runtime: R)
         );
         return ExitCode::from(EXIT_LOAD);
     }
-    worker.serve()
+    let code = worker.serve();
+    // The line to the guardian is closed by the process's end alone: init kills who hangs up
+    // before, and would take an orderly end for a crash.
+    std::mem::forget(worker);
+    code
 }
 
 /// The sandbox was made for this configuration: slots, and a lane to every queue it publishes to.

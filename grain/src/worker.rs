@@ -15,7 +15,7 @@ use sandpipe::{Bus, Delivery, Mapping, PARK_MAX, Participant, SlotIndex, Tally, 
 
 use crate::board::{Board, Reason, SlotUse};
 use crate::config::{Mode, WorkerConfig};
-use crate::instance::{EXIT_STALE, Forked, Seat, log, log_refusal};
+use crate::instance::{EXIT_STALE, Forked, LoadTimes, Seat, log, log_refusal};
 use crate::process::{self, Ended, Fork};
 use crate::runtime::Runtime;
 use crate::watch::Watch;
@@ -43,6 +43,7 @@ pub(crate) struct Worker<R> {
     watch: Watch,
     board: Board,
     runtime: R,
+    times: LoadTimes,
     pid: u32,
     /// By slot; slot 0 is the worker's own.
     children: Vec<Option<Child>>,
@@ -73,6 +74,7 @@ impl<R: Runtime> Worker<R> {
             watch: Watch::open(participant.as_fd())?,
             participant: Some(participant),
             tally: bus.tally(SlotIndex(0)),
+            times: LoadTimes::default(),
             pid: std::process::id(),
             children: vec![None; usize::from(config.slots())],
             ready: None,
@@ -92,7 +94,9 @@ impl<R: Runtime> Worker<R> {
     /// # Errors
     /// The runtime's reason.
     pub(crate) fn load(&mut self) -> Result<(), String> {
-        self.runtime.load()
+        self.runtime.load()?;
+        self.times = LoadTimes::now();
+        Ok(())
     }
 
     /// Serves until SIGTERM or the guardian's end.
@@ -196,6 +200,7 @@ impl<R: Runtime> Worker<R> {
                     board: &self.board,
                     runtime: &mut self.runtime,
                     seat,
+                    times: self.times,
                     parent: self.pid,
                 };
                 forked.run(handed)

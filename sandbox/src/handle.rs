@@ -12,7 +12,7 @@ use rustix::process::{
 use crate::create::wait_readable;
 use crate::run_dir::AppDir;
 use crate::wire::{self, Reply, Request};
-use crate::{SandboxError, SandboxSpec, SandboxStatus, boot, leftovers, sys};
+use crate::{SandboxError, SandboxSpec, SandboxStatus, WorkerActivity, boot, leftovers, sys};
 
 /// How long init may take to answer a request.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -132,6 +132,44 @@ impl SandboxHandle {
         let reason = reason.to_owned();
         match self.ask(&Request::Quarantine { worker, reason })? {
             (Reply::Quarantined, _) => Ok(()),
+            (reply, _) => Err(unexpected(&self.app, &reply)),
+        }
+    }
+
+    /// Asks init what each worker has to do, in the spec's order. Blocks for less than a
+    /// millisecond, at most 10 s.
+    ///
+    /// # Errors
+    /// [`SandboxError::Fenced`] if init is gone or a newer agent owns the sandbox.
+    pub fn activity(&self) -> Result<Vec<WorkerActivity>, SandboxError> {
+        match self.ask(&Request::Activity)? {
+            (Reply::Activity { workers }, _) => Ok(workers),
+            (reply, _) => Err(unexpected(&self.app, &reply)),
+        }
+    }
+
+    /// Has worker `worker` (its index in the spec) end, if it runs and is idle, until a message
+    /// comes for it: init then starts it, whether an agent lives or not. Blocks for less than a
+    /// millisecond, at most 10 s; the worker may take longer.
+    ///
+    /// # Errors
+    /// [`SandboxError::Fenced`] if init is gone or a newer agent owns the sandbox.
+    pub fn unload(&self, worker: usize) -> Result<(), SandboxError> {
+        self.note(&Request::Unload { worker })
+    }
+
+    /// Has worker `worker` started if it is unloaded, before a message comes. Blocks as
+    /// [`SandboxHandle::unload`].
+    ///
+    /// # Errors
+    /// [`SandboxError::Fenced`] if init is gone or a newer agent owns the sandbox.
+    pub fn load(&self, worker: usize) -> Result<(), SandboxError> {
+        self.note(&Request::Load { worker })
+    }
+
+    fn note(&self, request: &Request) -> Result<(), SandboxError> {
+        match self.ask(request)? {
+            (Reply::Noted, _) => Ok(()),
             (reply, _) => Err(unexpected(&self.app, &reply)),
         }
     }

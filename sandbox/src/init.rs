@@ -13,6 +13,7 @@ mod root;
 mod setup;
 mod shutdown;
 mod supervisor;
+mod unloaded;
 mod worker;
 
 use std::io;

@@ -48,6 +48,6 @@ pub use isolation::{IsolationItem, IsolationState};
 pub use leftovers::clean_up_dead;
 pub use probe::{Probe, probe_isolation};
 pub use spec::{Files, Isolation, LogLimits, SandboxSpec, WorkerSpec};
-pub use status::{SandboxStatus, WorkerState, WorkerStatus};
+pub use status::{SandboxStatus, WorkerActivity, WorkerState, WorkerStatus};
 #[doc(hidden)]
 pub use wire::parse_packet;

@@ -27,8 +27,20 @@ pub struct WorkerStatus {
     /// Its process id as the asking process sees it; `None` while there is no process, or where
     /// that cannot be told.
     pub pid: Option<u32>,
-    /// How often it was started again.
+    /// How often it was started again after it had died.
     pub restarts: u64,
+    /// How often a message found it unloaded and had it started.
+    #[serde(default)]
+    pub cold_starts: u64,
+}
+
+/// What one grain worker has to do.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkerActivity {
+    /// Messages that it and its instances have taken since the sandbox was made.
+    pub received: u64,
+    /// A message waits for it or is in an instance's hands.
+    pub busy: bool,
 }
 
 /// The life of a worker.
@@ -39,6 +51,12 @@ pub enum WorkerState {
     Starting,
     /// Attached to the bus.
     Running,
+    /// Told to end since it is idle: its instances finish what they have.
+    Unloading,
+    /// Not running since it was idle: the next message has it started.
+    Unloaded,
+    /// Started after it was unloaded, not yet attached to the bus.
+    Reloading,
     /// Dead; what is left of its family is being killed before its memory is repaired.
     Clearing,
     /// Waiting to be started again.

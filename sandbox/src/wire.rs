@@ -10,7 +10,7 @@ use rustix::net::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::SandboxStatus;
+use crate::{SandboxStatus, WorkerActivity};
 
 /// The kernel takes at most 253 descriptors a message.
 pub(crate) const FDS_MAX: usize = 160;
@@ -32,6 +32,18 @@ pub(crate) enum Request {
         /// What it did, at most 1 KiB.
         reason: String,
     },
+    /// What each worker has to do.
+    Activity,
+    /// End a worker that is idle, until a message comes for it; only for the owner.
+    Unload {
+        /// Index of the worker in the spec.
+        worker: usize,
+    },
+    /// Start a worker that was unloaded; only for the owner.
+    Load {
+        /// Index of the worker in the spec.
+        worker: usize,
+    },
     /// End: SIGTERM to the workers, SIGKILL after the time limit.
     Shutdown {
         /// How long the workers may take.
@@ -49,6 +61,10 @@ pub(crate) enum Reply {
     Status(SandboxStatus),
     /// The worker is being ended, and will not be started again.
     Quarantined,
+    /// In the spec's order.
+    Activity { workers: Vec<WorkerActivity> },
+    /// The worker is being ended or started, or it was no time for that: the state tells.
+    Noted,
     /// Init will end.
     ShuttingDown,
     /// The request was not understood or not allowed.

@@ -1,6 +1,7 @@
 //! One application on this host: its sandbox, its global bus, and its bus thread.
 
 mod global;
+mod keepers;
 mod places;
 mod programs;
 mod sandbox;

@@ -16,11 +16,12 @@ use sandpipe_sandbox::{
 };
 
 use super::Places;
+use super::keepers::Keepers;
 use super::programs::{programs, python_path};
 use crate::bridge::{
     Attached, GrainState, LocalBus, LocalError, Mailbox, Post, SandboxBus, SandboxSource,
 };
-use crate::config::AppSpec;
+use crate::config::{AppSpec, KeepAlive};
 
 /// How long the handshake with the guardian may take; it takes a millisecond.
 const ATTACH: Duration = Duration::from_secs(10);
@@ -39,6 +40,7 @@ pub struct Source {
     mailbox: Arc<Mailbox>,
     number: u64,
     roster: Roster,
+    keep_alive: KeepAlive,
 }
 
 /// How the workers were at the last look.
@@ -74,6 +76,7 @@ impl Source {
             mailbox,
             number: NEXT_NUMBER.fetch_add(1, Ordering::Relaxed),
             roster: Roster::default(),
+            keep_alive: app.keep_alive,
         }
     }
 
@@ -183,6 +186,7 @@ impl Source {
             number: self.number,
             roster: Arc::clone(&self.roster),
             mailbox: Arc::clone(&self.mailbox),
+            keep_alive: self.keep_alive,
         };
         let no_thread = |error| {
             LocalError::NotMade(format!(
@@ -227,6 +231,7 @@ struct Watch {
     number: u64,
     roster: Roster,
     mailbox: Arc<Mailbox>,
+    keep_alive: KeepAlive,
 }
 
 impl Watch {
@@ -238,8 +243,13 @@ impl Watch {
     fn run(&self, handle: &Weak<SandboxHandle>) {
         let mut ran = HashSet::new();
         let mut said = HashSet::new();
+        let mut keepers = Keepers::new(self.keep_alive);
         while let Some(handle) = handle.upgrade() {
             let status = handle.status();
+            if let Ok(status) = &status {
+                // What goes wrong costs memory only: the workers stay as they are.
+                let _ = keepers.look(&handle, &status.workers);
+            }
             drop(handle);
             let Ok(status) = status else {
                 // It has ended, or there is no descriptor for the answer: whose sandbox it is then
@@ -285,6 +295,9 @@ fn state(worker: WorkerStatus, ran: &mut HashSet<String>) -> GrainState {
     let (name, trouble, failed) = match worker.state {
         WorkerState::Starting => ("starting", None, false),
         WorkerState::Running => ("running", None, false),
+        WorkerState::Unloading => ("unloading", None, false),
+        WorkerState::Unloaded => ("unloaded", None, false),
+        WorkerState::Reloading => ("reloading", None, false),
         WorkerState::Clearing => ("clearing", None, false),
         WorkerState::Backoff {
             last_exit,
@@ -309,6 +322,7 @@ fn state(worker: WorkerStatus, ran: &mut HashSet<String>) -> GrainState {
         state: name.to_owned(),
         pid: worker.pid,
         restarts: worker.restarts,
+        cold_starts: worker.cold_starts,
         trouble,
         broken,
     }

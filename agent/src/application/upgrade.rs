@@ -119,7 +119,7 @@ fn wait_until_loaded(source: &Source, grains: usize) -> Result<(), UpgradeError>
     let deadline = Instant::now() + LOAD;
     loop {
         let workers = source.workers();
-        let loaded = workers.iter().filter(|worker| worker.state == "running");
+        let loaded = workers.iter().filter(|worker| worker.takes_events());
         if loaded.count() == grains {
             return Ok(());
         }
@@ -127,7 +127,7 @@ fn wait_until_loaded(source: &Source, grains: usize) -> Result<(), UpgradeError>
             return Err(not_loaded(worker));
         }
         if Instant::now() >= deadline {
-            let slow = workers.iter().find(|worker| worker.state != "running");
+            let slow = workers.iter().find(|worker| !worker.takes_events());
             return Err(not_loaded(slow.unwrap_or(&GrainState::default())));
         }
         std::thread::sleep(Duration::from_millis(2));

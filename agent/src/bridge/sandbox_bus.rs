@@ -123,6 +123,8 @@ impl SandboxBus {
                 ended_ns: trace.ended_ns,
                 published_ns: trace.published_ns,
                 attempt: trace.attempt,
+                worker_started_ns: trace.worker_started_ns,
+                worker_loaded_ns: trace.worker_loaded_ns,
             }),
             _ => None,
         };

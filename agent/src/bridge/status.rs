@@ -103,16 +103,29 @@ pub struct RefusedGrain {
 pub struct GrainState {
     /// The grain.
     pub grain: String,
-    /// starting, running, clearing, backoff, failed or stopped.
+    /// starting, running, unloading, unloaded, reloading, clearing, backoff, failed, quarantined or
+    /// stopped.
     pub state: String,
     /// The worker's process, as this host sees it.
     pub pid: Option<u32>,
     /// How often it was started again.
     pub restarts: u64,
+    /// How often an event found it unloaded and had it started.
+    #[serde(default)]
+    pub cold_starts: u64,
     /// Why it does not run, with its last words; `None` while it runs or starts.
     pub trouble: Option<String>,
     /// It will not run before somebody mends it.
     pub broken: bool,
+}
+
+impl GrainState {
+    /// Whether it takes events: it runs, or it is unloaded and the next one starts it.
+    #[must_use]
+    pub fn takes_events(&self) -> bool {
+        let state = self.state.as_str();
+        matches!(state, "running" | "unloading" | "unloaded" | "reloading")
+    }
 }
 
 impl BusThread {
@@ -132,7 +145,7 @@ impl BusThread {
     pub(super) fn status(&self) -> AppStatus {
         let window = self.global.window();
         let mut not_ready = self.not_ready();
-        if not_ready.is_none() && self.workers.iter().any(|w| w.state != "running") {
+        if not_ready.is_none() && !self.workers.iter().all(GrainState::takes_events) {
             not_ready = Some("a grain worker is starting".into());
         }
         if let (None, Health::Degraded { reason } | Health::Closed { reason }) =

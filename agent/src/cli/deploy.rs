@@ -157,6 +157,7 @@ struct Row {
     ready: bool,
     not_ready: Option<String>,
     grains_running: usize,
+    grains_unloaded: usize,
     grains: usize,
     open: usize,
     answered: u64,
@@ -188,6 +189,9 @@ impl std::fmt::Display for Row {
         )?;
         if let Some(reason) = &self.not_ready {
             write!(f, "\n    {}", reason.trim().replace('\n', "\n    "))?;
+        } else if self.grains_unloaded > 0 {
+            let (unloaded, all) = (self.grains_unloaded, self.grains);
+            write!(f, "\n    idle and unloaded: {unloaded} of {all}")?;
         }
         let mut hit = self.limits.iter().filter_map(LimitState::told);
         hit.try_for_each(|hit| write!(f, "\n    limit {hit}"))
@@ -209,10 +213,10 @@ fn row(deployment: &DeploymentStatus, status: Option<&AppStatus>) -> Row {
     };
     let status = status.unwrap_or(&absent);
     let not_ready = deployment.trouble.clone().or(status.not_ready.clone());
-    let running = status
-        .grains
-        .iter()
-        .filter(|grain| grain.state == "running");
+    let count = |state: &str| {
+        let grains = status.grains.iter();
+        grains.filter(|grain| grain.state == state).count()
+    };
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
@@ -221,7 +225,8 @@ fn row(deployment: &DeploymentStatus, status: Option<&AppStatus>) -> Row {
         version: deployment.version,
         ready: not_ready.is_none(),
         not_ready,
-        grains_running: running.count(),
+        grains_running: count("running"),
+        grains_unloaded: count("unloaded"),
         grains: status.grains.len(),
         open: status.in_flight,
         answered: status.counters.answered,

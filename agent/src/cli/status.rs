@@ -72,8 +72,8 @@ pub(super) fn status(args: &Args) -> anyhow::Result<ExitCode> {
                 .pid
                 .map_or_else(|| "-".to_owned(), |pid| pid.to_string());
             println!(
-                "  {:<20} {:<10} pid {pid}, {} restarts",
-                grain.grain, grain.state, grain.restarts
+                "  {:<20} {:<10} pid {pid}, {} restarts, {} cold starts",
+                grain.grain, grain.state, grain.restarts, grain.cold_starts
             );
         }
         for family in &app.bus {

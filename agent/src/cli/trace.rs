@@ -35,6 +35,7 @@ pub(super) fn table(trace: &Trace) -> String {
     let last = trace.hops.len().saturating_sub(1);
     for (index, hop) in trace.hops.iter().enumerate() {
         rows.extend(of_hop(hop, index == 0, index == last));
+        rows.extend(cold_start(hop, trace.received_ns));
     }
     rows.push((
         trace.finished_ns,
@@ -127,6 +128,28 @@ fn of_hop(hop: &Hop, first: bool, last: bool) -> [Row; 6] {
     ]
 }
 
+/// The start of the grain's worker, if the request waited for it.
+fn cold_start(hop: &Hop, received_ns: u64) -> Vec<Row> {
+    let (grain, stamps) = (&hop.grain, &hop.stamps);
+    if stamps.worker_started_ns <= received_ns {
+        return Vec::new();
+    }
+    vec![
+        (
+            stamps.worker_started_ns,
+            "cold",
+            format!("{grain}: its worker did not run and is started"),
+            "init",
+        ),
+        (
+            stamps.worker_loaded_ns,
+            "cold",
+            format!("{grain}: its worker has loaded the handler"),
+            "worker",
+        ),
+    ]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -140,6 +163,8 @@ mod tests {
             ended_ns: 5000,
             published_ns: 6000,
             attempt: 3,
+            worker_started_ns: 999,
+            worker_loaded_ns: 2999,
         };
         let trace = Trace {
             received_ns: 1000,
@@ -171,5 +196,31 @@ mod tests {
             "{table}"
         );
         assert!(table.contains("8.0        2.0  11"), "{table}");
+    }
+
+    #[test]
+    fn a_worker_that_was_started_after_the_request_came_is_a_cold_start() {
+        let hop = |worker_started_ns| Hop {
+            grain: "g".into(),
+            stamps: Stamps {
+                taken_ns: 3000,
+                worker_started_ns,
+                worker_loaded_ns: 2900,
+                ..Stamps::default()
+            },
+            ..Hop::default()
+        };
+        let trace = |hop| Trace {
+            received_ns: 1000,
+            hops: vec![hop],
+            ..Trace::default()
+        };
+        let cold = table(&trace(hop(1001)));
+        let lines: Vec<&str> = cold.lines().filter(|line| line.contains("cold")).collect();
+        assert!(lines[0].ends_with("g: its worker did not run and is started"));
+        assert!(lines[1].ends_with("g: its worker has loaded the handler"));
+        for warm in [0, 999, 1000] {
+            assert!(!table(&trace(hop(warm))).contains("cold"));
+        }
     }
 }

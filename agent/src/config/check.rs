@@ -9,6 +9,7 @@ use sandpipe_grain::BackOff;
 use toml::Spanned;
 
 use super::error::Problems;
+use super::keep_alive::keep_alive;
 use super::runtime::runtime;
 use super::sandbox::sandbox;
 use super::{AppSpec, Backup, GrainSpec, Limits, Mode, Route, Runtime, graph, raw};
@@ -37,6 +38,7 @@ pub(super) fn application(
     distinct_names(raw, problems);
     let limits = limits(raw.limits.as_ref(), problems);
     let sandbox = sandbox(raw.sandbox.as_ref(), directory, problems);
+    let keep_alive = keep_alive(raw.keep_alive.as_ref(), problems);
     let backup = backup(&raw.workflow.get_ref().backup, problems);
     let mut grains: Vec<Option<GrainSpec>> = raw
         .grains
@@ -70,6 +72,7 @@ pub(super) fn application(
         backup,
         limits,
         sandbox,
+        keep_alive,
     })
 }
 

@@ -6,6 +6,7 @@ mod agent;
 mod check;
 mod error;
 mod graph;
+mod keep_alive;
 mod raw;
 mod runtime;
 mod sandbox;
@@ -39,6 +40,8 @@ pub struct AppSpec {
     pub limits: Limits,
     /// What it may reach outside its sandbox.
     pub sandbox: Sandbox,
+    /// How long an idle grain worker stays loaded.
+    pub keep_alive: KeepAlive,
 }
 
 /// One grain: a function of the application.
@@ -165,6 +168,20 @@ pub struct Sandbox {
     pub tmp_bytes: u64,
     /// Whether its system calls may go through io_uring, where no filter sees them.
     pub io_uring: bool,
+}
+
+/// Which policy of [`crate::keep_alive`] each grain worker has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeepAlive {
+    /// It is never stopped for being idle.
+    NeverStop,
+    /// It is stopped after this time.
+    Fixed {
+        /// How long it stays loaded without an event.
+        idle: Duration,
+    },
+    /// The hybrid histogram of its idle times decides.
+    Hybrid,
 }
 
 impl Default for Limits {

@@ -14,6 +14,7 @@ pub(super) struct App {
     pub grains: Vec<Spanned<Grain>>,
     pub limits: Option<Limits>,
     pub sandbox: Option<Sandbox>,
+    pub keep_alive: Option<KeepAlive>,
 }
 
 /// From each grain to those that come after it.
@@ -74,4 +75,11 @@ pub(super) struct Sandbox {
     pub write: Vec<Spanned<String>>,
     pub tmp_mb: Option<Spanned<i64>>,
     pub io_uring: Option<bool>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct KeepAlive {
+    pub policy: Option<Spanned<String>>,
+    pub idle_s: Option<Spanned<i64>>,
 }

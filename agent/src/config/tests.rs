@@ -1,3 +1,4 @@
+mod keep_alive;
 mod sandbox;
 
 use std::os::unix::fs::PermissionsExt;

@@ -22,6 +22,12 @@ pub struct Stamps {
     /// The number of the attempt, from 1; 0 = not said.
     #[serde(default)]
     pub attempt: u64,
+    /// The sandbox started the instance's worker; 0 = not said.
+    #[serde(default)]
+    pub worker_started_ns: u64,
+    /// That worker had loaded the handler.
+    #[serde(default)]
+    pub worker_loaded_ns: u64,
 }
 
 /// Times of one event's whole path; nanoseconds of `CLOCK_MONOTONIC`, 0 = not measured.

@@ -260,7 +260,7 @@ fn unbacked_age(registry: &mut Registry, apps: &[AppStatus]) {
 
 fn counters(registry: &mut Registry, apps: &[AppStatus]) {
     type Read = fn(&AppStatus) -> u64;
-    let all: [(&str, &str, Read); 13] = [
+    let all: [(&str, &str, Read); 14] = [
         ("accepted", "Requests that became a message", |s| {
             s.counters.accepted
         }),
@@ -301,6 +301,11 @@ fn counters(registry: &mut Registry, apps: &[AppStatus]) {
         ("worker_restarts", "Grain workers started again", |s| {
             s.grains.iter().map(|grain| grain.restarts).sum()
         }),
+        (
+            "cold_starts",
+            "Events that found their grain worker unloaded",
+            |s| s.grains.iter().map(|grain| grain.cold_starts).sum(),
+        ),
         ("sandbox_attachments", "Sandboxes made or adopted", |s| {
             s.attachments
         }),

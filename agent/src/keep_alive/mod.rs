@@ -4,11 +4,13 @@
 
 mod histogram;
 mod hybrid;
+mod keeper;
 
 use std::time::Duration;
 
 pub use histogram::IdleTimes;
 pub use hybrid::Hybrid;
+pub use keeper::{Keeper, Order, Seen};
 
 /// What to do after an event, times counted from its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -9,6 +9,7 @@ mod fleet;
 #[allow(dead_code, reason = "the tests of one application use the rest of it")]
 #[path = "../processes/harness.rs"]
 mod harness;
+mod idle;
 mod kills;
 mod logs;
 mod rounds;

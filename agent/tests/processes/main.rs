@@ -4,6 +4,7 @@ mod attacks;
 mod doctor;
 mod faults;
 mod harness;
+mod idle;
 mod kills;
 mod limits;
 mod load;

@@ -147,6 +147,10 @@ pub struct TraceStamps {
     pub published_ns: u64,
     /// The number of the attempt that made it, from 1; 0 = not said.
     pub attempt: u64,
+    /// The sandbox started the worker of whoever made it; 0 = not said.
+    pub worker_started_ns: u64,
+    /// That worker had loaded its handler.
+    pub worker_loaded_ns: u64,
 }
 
 /// The first bytes of a payload that lies in a chunk, as they travel in the lane slot: whoever

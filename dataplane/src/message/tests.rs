@@ -22,6 +22,8 @@ fn a_message_keeps_every_field_through_its_words() {
         ended_ns: 3,
         published_ns: 4,
         attempt: 5,
+        worker_started_ns: 6,
+        worker_loaded_ns: 7,
     };
     let untraced = MessageHeader {
         traced: false,

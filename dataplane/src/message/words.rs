@@ -131,8 +131,18 @@ impl TraceStamps {
             ended_ns,
             published_ns,
             attempt,
+            worker_started_ns,
+            worker_loaded_ns,
         } = self;
-        [taken_ns, started_ns, ended_ns, published_ns, attempt, 0, 0]
+        [
+            taken_ns,
+            started_ns,
+            ended_ns,
+            published_ns,
+            attempt,
+            worker_started_ns,
+            worker_loaded_ns,
+        ]
     }
 
     fn from_words(words: &Head) -> TraceStamps {
@@ -142,6 +152,8 @@ impl TraceStamps {
             ended_ns: words[2],
             published_ns: words[3],
             attempt: words[4],
+            worker_started_ns: words[5],
+            worker_loaded_ns: words[6],
         }
     }
 }

@@ -21,6 +21,7 @@ fn what_rests_after_a_death_is_claimed_when_it_is_due_and_holds_up_nobody() {
     let mut claimer = bus.claimer(S1);
     assert!(claimer.has_message() && !claimer.has_due_message(|| now));
     assert!(claimer.claim(|| now).is_none());
+    assert!(bus.has_waiting(FIRST), "one that rests is there");
     send(&mut agent, FIRST, 8).unwrap();
     assert!(claimer.has_due_message(|| now));
     let other = claimer.claim(|| now).unwrap();
@@ -32,6 +33,7 @@ fn what_rests_after_a_death_is_claimed_when_it_is_due_and_holds_up_nobody() {
     assert!(claimer.has_due_message(|| due + (1 << 20)));
     let second = claimer.claim(|| due + (1 << 20)).unwrap();
     assert_eq!((second.attempt, second.message), (2, first.message));
+    assert!(!bus.has_waiting(FIRST), "it is taken");
 }
 
 #[test]

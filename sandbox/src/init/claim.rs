@@ -13,7 +13,7 @@ use super::output::Sink;
 use super::participant::Participant;
 use super::supervisor::{Source, Supervisor};
 use crate::wire::{self, Reply, Request};
-use crate::{SandboxStatus, WorkerStatus, sys};
+use crate::{SandboxStatus, WorkerActivity, WorkerStatus, sys};
 
 /// More than this, and the oldest that owns nothing is closed.
 const CONNECTIONS_MAX: usize = 32;
@@ -103,6 +103,18 @@ impl Supervisor {
             Ok(Request::Quarantine { worker, reason }) if self.connections.owner == Some(id) => {
                 self.quarantine(id, worker, reason)
             }
+            Ok(Request::Activity) => self.tell_activity(id),
+            Ok(Request::Unload { worker }) if self.connections.owner == Some(id) => {
+                self.unload(worker);
+                self.reply(id, &Reply::Noted, &[])
+            }
+            Ok(Request::Load { worker }) if self.connections.owner == Some(id) => {
+                self.load(worker);
+                self.reply(id, &Reply::Noted, &[])
+            }
+            Ok(Request::Unload { .. } | Request::Load { .. }) => {
+                self.refuse(id, "only the owner says which workers are loaded")
+            }
             Ok(Request::Quarantine { .. }) => self.refuse(id, "only the owner accuses a worker"),
             Ok(Request::Shutdown { .. }) => self.refuse(id, "claim the sandbox before ending it"),
             Err(error) => self.refuse(id, &format!("not understood: {error}")),
@@ -144,6 +156,18 @@ impl Supervisor {
         self.reply(id, &Reply::Quarantined, &[])
     }
 
+    fn tell_activity(&self, id: u32) -> io::Result<()> {
+        let workers = self.workers.iter().map(|worker| {
+            let activity = self.guardian.activity(worker.family);
+            WorkerActivity {
+                received: activity.received,
+                busy: activity.waiting || activity.at_work,
+            }
+        });
+        let workers = workers.collect();
+        self.reply(id, &Reply::Activity { workers }, &[])
+    }
+
     fn tell_status(&self, id: u32) -> io::Result<()> {
         let tail_bytes = (TAILS_BYTES_MAX / self.workers.len().max(1)).min(TAIL_BYTES_MAX);
         let workers = self.workers.iter().map(|worker| WorkerStatus {
@@ -153,6 +177,7 @@ impl Supervisor {
                 .process()
                 .map(|process| process.pid.as_raw_nonzero().get().cast_unsigned()),
             restarts: worker.restarts,
+            cold_starts: worker.cold_starts,
         });
         let status = SandboxStatus {
             epoch: self.connections.epoch,

@@ -11,7 +11,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use rustix::io::Errno;
-use sandpipe::wait::{Loop, Token, Waiter, WaiterKind};
+use sandpipe::wait::{Loop, Token, Waiter, WaiterKind, Watched};
 
 use super::supervisor::Source;
 
@@ -67,10 +67,10 @@ impl Events {
         Ok(Watch { book, token })
     }
 
-    /// Waits until something is ready, or for `timeout`.
-    pub(super) fn wait(&self, timeout: Duration) -> io::Result<Ready> {
+    /// Waits until something is ready or a word has moved, or for `timeout`.
+    pub(super) fn wait(&self, words: &[Watched<'_>], timeout: Duration) -> io::Result<Ready> {
         let mut tokens = Vec::new();
-        let waited = self.0.borrow_mut().waiter.wait(&[], timeout, &mut tokens);
+        let waited = self.0.borrow_mut().waiter.wait(words, timeout, &mut tokens);
         if let Err(error) = waited {
             let passing = [Errno::AGAIN, Errno::BUSY, Errno::NOMEM];
             if !passing.contains(&Errno::from_io_error(&error).unwrap_or(Errno::IO)) {

@@ -3,7 +3,7 @@ use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, WaitOptions, wait};
-use sandpipe::{FamilyIndex, Guardian, Topology};
+use sandpipe::{FamilyIndex, Guardian, PARK_MAX, Topology};
 
 use super::claim::Connections;
 use super::events::{Events, Watch};
@@ -122,7 +122,7 @@ impl Supervisor {
             if self.has_ended() {
                 return Ok(());
             }
-            for source in self.events.wait(self.timeout())? {
+            for source in self.wait()? {
                 self.handle(source);
             }
         }
@@ -212,8 +212,14 @@ impl Supervisor {
             let log = self.agent_log.as_ref();
             worker.clear(&living, &self.cgroups, &mut self.guardian, log);
             match worker.phase {
-                Phase::Waiting(_) if self.ending.is_some() => worker.phase = Phase::Stopped,
+                Phase::Waiting(_) | Phase::Unloaded if self.ending.is_some() => {
+                    worker.phase = Phase::Stopped;
+                }
                 Phase::Waiting(until) if until <= now => self.start_worker(index),
+                Phase::Unloaded if self.guardian.has_waiting(worker.family) => {
+                    worker.cold_starts += 1;
+                    self.start_worker(index);
+                }
                 _ => {}
             }
         }
@@ -251,7 +257,7 @@ impl Supervisor {
         rustix::fs::fstat(&self.lock).is_ok_and(|file| file.st_nlink == 0)
     }
 
-    fn start_worker(&mut self, index: usize) {
+    pub(super) fn start_worker(&mut self, index: usize) {
         let worker = &mut self.workers[index];
         worker.start(&self.cgroups, &self.confinement, &mut self.guardian);
         let number = u32::try_from(index).expect("at most 65,535 families");
@@ -268,12 +274,13 @@ impl Supervisor {
     }
 
     /// How long nothing is due.
-    fn timeout(&self) -> Duration {
+    pub(super) fn timeout(&self) -> Duration {
         let now = Instant::now();
         let soon = now + RETRY_INTERVAL;
         let of_workers = self.workers.iter().filter_map(|worker| match worker.phase {
             Phase::Clearing { .. } => Some(soon),
             Phase::Waiting(until) => Some(until),
+            Phase::Unloaded => Some(now + PARK_MAX),
             _ => None,
         });
         let lines = self

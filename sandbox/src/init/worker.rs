@@ -6,7 +6,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, WaitStatus, pidfd_send_signal};
-use sandpipe::{FamilyIndex, Guardian};
+use sandpipe::attach::STARTED_VARIABLE;
+use sandpipe::{FamilyIndex, Guardian, monotonic_ns};
 
 use super::backoff::Backoff;
 use super::family::{Cage, FamilyCgroups};
@@ -28,6 +29,14 @@ pub(super) struct Worker {
     pub(super) line: Option<Participant>,
     pub(super) output: Output,
     pub(super) restarts: u64,
+    /// Starts because a message came for it while it was unloaded.
+    pub(super) cold_starts: u64,
+    /// Starts of any kind.
+    starts: u64,
+    /// It was told to end since it is idle.
+    unloading: bool,
+    /// It was started after it was unloaded, and has not ended since.
+    reloaded: bool,
     log: Option<Sink>,
     cage: Cage,
     backoff: Backoff,
@@ -47,6 +56,8 @@ pub(super) enum Phase {
     Clearing { attached_for: Option<Duration> },
     /// To be started again then.
     Waiting(Instant),
+    /// To be started again when a message comes.
+    Unloaded,
     /// Not to be started again.
     Stopped,
 }
@@ -73,6 +84,10 @@ impl Worker {
             line: None,
             output: Output::default(),
             restarts: 0,
+            cold_starts: 0,
+            starts: 0,
+            unloading: false,
+            reloaded: false,
             log,
             cage: Cage::default(),
             backoff: Backoff::default(),
@@ -89,7 +104,9 @@ impl Worker {
         confinement: &Confinement,
         guardian: &mut Guardian,
     ) {
-        self.cage = cgroups.cage(self.family.0, self.restarts, self.spec.memory_limit_bytes);
+        self.reloaded = matches!(self.phase, Phase::Unloaded);
+        self.cage = cgroups.cage(self.family.0, self.starts, self.spec.memory_limit_bytes);
+        self.starts += 1;
         match self.try_start(confinement, guardian) {
             Ok(process) => self.phase = Phase::Starting(process),
             Err(reason) => {
@@ -195,6 +212,7 @@ impl Worker {
         if !self.spec.env.iter().any(|(key, _)| key == "PATH") {
             env.push(pair("PATH", DEFAULT_PATH));
         }
+        env.push(pair(STARTED_VARIABLE, &monotonic_ns().to_string()));
         env
     }
 
@@ -226,8 +244,16 @@ impl Worker {
     pub(super) fn quarantine(&mut self, reason: String) {
         self.quarantined.get_or_insert(reason);
         self.signal(Signal::KILL);
-        if matches!(self.phase, Phase::Waiting(_)) {
+        if matches!(self.phase, Phase::Waiting(_) | Phase::Unloaded) {
             self.phase = Phase::Stopped;
+        }
+    }
+
+    /// Asks it to end as one that is idle. What it takes before it hears that, it finishes.
+    pub(super) fn unload(&mut self) {
+        if matches!(self.phase, Phase::Running(..)) && !self.unloading {
+            self.unloading = true;
+            self.signal(Signal::TERM);
         }
     }
 
@@ -248,6 +274,8 @@ impl Worker {
             Phase::Running(_, since) => Some(since.elapsed()),
             _ => None,
         };
+        // Whatever else ended it was no unloading.
+        self.unloading &= status.exit_status() == Some(0);
         self.last_exit = describe(status);
         self.line = None;
         self.phase = Phase::Clearing { attached_for };
@@ -271,6 +299,12 @@ impl Worker {
         cgroups.remove(&mut self.cage);
         self.last_tail = self.output.end(self.log.as_ref().or(agent_log));
         guardian.repair_family(self.family);
+        let unloaded = std::mem::take(&mut self.unloading);
+        if unloaded && self.quarantined.is_none() {
+            self.backoff = Backoff::default();
+            self.phase = Phase::Unloaded;
+            return;
+        }
         let wait = self.backoff.ended(attached_for);
         self.restarts += 1;
         self.phase = match self.quarantined {
@@ -291,7 +325,10 @@ impl Worker {
             return WorkerState::Quarantined { reason };
         }
         match &self.phase {
+            Phase::Starting(_) if self.reloaded => WorkerState::Reloading,
             Phase::Starting(_) => WorkerState::Starting,
+            Phase::Running(..) if self.unloading => WorkerState::Unloading,
+            Phase::Unloaded => WorkerState::Unloaded,
             Phase::Running(..) => WorkerState::Running,
             Phase::Clearing { .. } => WorkerState::Clearing,
             Phase::Stopped => WorkerState::Stopped,

@@ -206,7 +206,8 @@ fn grain_row(grain: &Grain) -> Row<'static> {
     let state = Cell::from(grain.state.clone());
     let state = match grain.state.as_str() {
         "running" => state,
-        "starting" | "clearing" => state.style(Color::Yellow),
+        "unloaded" => state.style(Color::DarkGray),
+        "starting" | "clearing" | "unloading" | "reloading" => state.style(Color::Yellow),
         _ => state.style(Color::Red),
     };
     let cells = [

@@ -1,0 +1,47 @@
+//! `[keep_alive]`: how long an idle grain worker stays loaded.
+
+use std::time::Duration;
+
+use super::check::number;
+use super::error::Problems;
+use super::{KeepAlive, raw};
+
+/// How long `fixed` keeps an idle worker if nothing is said, in seconds.
+const IDLE_S: u64 = 600;
+
+/// The section; without it workers stay.
+pub(super) fn keep_alive(raw: Option<&raw::KeepAlive>, problems: &mut Problems<'_>) -> KeepAlive {
+    let Some(raw) = raw else {
+        return KeepAlive::NeverStop;
+    };
+    let policy = raw.policy.as_ref();
+    let name = policy.map_or("never-stop", |policy| policy.get_ref().as_str());
+    if let (Some(idle), true) = (&raw.idle_s, name != "fixed") {
+        problems.add(
+            idle.span(),
+            format!("`idle_s` with policy = \"{name}\""),
+            "only policy = \"fixed\" has a time: remove it",
+        );
+    }
+    match name {
+        "never-stop" => KeepAlive::NeverStop,
+        "fixed" => KeepAlive::Fixed {
+            idle: Duration::from_secs(number(
+                "idle_s",
+                raw.idle_s.as_ref(),
+                1..=604_800,
+                IDLE_S,
+                problems,
+            )),
+        },
+        "hybrid" => KeepAlive::Hybrid,
+        other => {
+            problems.add(
+                policy.map_or(0..0, toml::Spanned::span),
+                format!("policy = \"{other}\""),
+                "use \"never-stop\", \"fixed\" or \"hybrid\"",
+            );
+            KeepAlive::NeverStop
+        }
+    }
+}

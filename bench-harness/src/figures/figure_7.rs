@@ -232,7 +232,7 @@ impl Pipeline {
 fn app_toml(images: &Path, interpreter: &Path, mode: &str, spares: u16) -> String {
     let mut text = format!(
         "name = \"bench-images\"\n[workflow]\nchain = {GRAINS:?}\n[limits]\nmax_payload_bytes = \
-         16777216\n"
+         16777216\n[sandbox]\nread = [{images:?}]\n"
     );
     for grain in GRAINS {
         let handler = format!("{}:handle", images.join(format!("{grain}.py")).display());

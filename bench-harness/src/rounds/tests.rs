@@ -33,6 +33,7 @@ fn runner<'a>(near: bool, runs: Vec<BlockRun>, progress: &'a Progress) -> RoundR
         dropped,
         broken,
         failures,
+        timed: true,
         patience: Duration::ZERO,
     }
 }
@@ -123,6 +124,7 @@ fn a_case_that_fails_is_named_once_and_the_others_go_on() {
         dropped,
         broken,
         failures,
+        timed: true,
         patience: Duration::ZERO,
     };
     for _ in 0..3 {

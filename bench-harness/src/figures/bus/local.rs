@@ -123,7 +123,10 @@ pub(super) struct Lane {
 
 /// One way: the producers on `cpus[1]`, the consumer alone on `cpus[0]`.
 pub(super) fn one_way(cpus: [usize; 2], stream: Stream, lane: Lane) -> Result<Samples, BenchError> {
-    let chunk_count = lane.slots * u32::from(lane.producers) + 8;
+    // A lane's worth for each producer, and a commit's worth under way: what is used again soon
+    // still lies in the caches.
+    let under_way = u32::try_from(lane.batch).unwrap_or(u32::MAX);
+    let chunk_count = lane.slots * u32::from(lane.producers) + under_way;
     let topology = topology(vec![
         family(1, &[], 2, vec![]),
         family(

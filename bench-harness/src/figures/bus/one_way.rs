@@ -17,7 +17,8 @@ struct Row {
     len: usize,
     samples: usize,
     together: usize,
-    /// Messages that a producer's lane holds: above the second-level cache for small ones.
+    /// Messages that a producer's lane holds: 256 as in an application by default (and in the queue
+    /// of the peer iceoryx2), of large ones no more than stay in the caches.
     lane_slots: u32,
     /// Messages of one commit where they are published in batches.
     batch: usize,
@@ -28,14 +29,14 @@ const ROWS: [Row; 4] = [
         len: 64,
         samples: 100,
         together: 20_000,
-        lane_slots: 16_384,
+        lane_slots: 256,
         batch: 16,
     },
     Row {
         len: KIB,
         samples: 60,
         together: 2000,
-        lane_slots: 1024,
+        lane_slots: 256,
         batch: 16,
     },
     Row {
@@ -49,7 +50,7 @@ const ROWS: [Row; 4] = [
         len: MIB,
         samples: 30,
         together: 10,
-        lane_slots: 8,
+        lane_slots: 4,
         batch: 4,
     },
 ];

@@ -133,7 +133,7 @@ pub fn run(workspace: &Path) -> io::Result<bool> {
 fn first_catcher(scratch: &Scratch) -> io::Result<Option<String>> {
     for (name, args) in TESTS {
         let all = [&["test", "-p", "sandpipe", "--release"], *args].concat();
-        let ended = scratch.cargo(&all, "-Awarnings", LIMIT)?;
+        let ended = scratch.cargo(&all, "-Awarnings", LIMIT, |_| false)?;
         let log = scratch.log();
         if log.contains("could not compile") {
             return Err(io::Error::other(format!("does not compile:\n{log}")));

@@ -2,9 +2,15 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process_group};
+
+/// Pause between two looks at a running command.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// A workspace of the data plane alone, under `target/`.
 pub struct Scratch {
@@ -77,7 +83,14 @@ impl Scratch {
     }
 
     /// Runs cargo in the copy, at most `limit`; its output goes to `log`. Ends what it started.
-    pub fn cargo(&self, args: &[&str], flags: &str, limit: Duration) -> io::Result<Ended> {
+    /// As soon as `enough` says so of the output, the run has failed.
+    pub fn cargo(
+        &self,
+        args: &[&str],
+        flags: &str,
+        limit: Duration,
+        enough: impl Fn(&str) -> bool,
+    ) -> io::Result<Ended> {
         let log = fs::File::create(self.root.join("log"))?;
         let mut child = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()))
             .args(args)
@@ -90,6 +103,7 @@ impl Scratch {
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
+            .process_group(0)
             .spawn()?;
         let until = Instant::now() + limit;
         loop {
@@ -100,12 +114,18 @@ impl Scratch {
                     Ended::Failed
                 });
             }
-            if Instant::now() > until {
-                child.kill()?;
+            let is_late = Instant::now() > until;
+            if is_late || enough(&self.log()) {
+                // Its whole group: the tests that it started as well.
+                kill_process_group(Pid::from_child(&child), Signal::KILL)?;
                 child.wait()?;
-                return Ok(Ended::TimedOut);
+                return Ok(if is_late {
+                    Ended::TimedOut
+                } else {
+                    Ended::Failed
+                });
             }
-            std::thread::sleep(Duration::from_millis(20));
+            std::thread::sleep(LOOK_EVERY);
         }
     }
 

@@ -83,12 +83,10 @@ pub fn recover_slot_later<M: Memory>(
     repair.freed_chunks = pool.recover(committed.then_some(commit));
     return_claims(bus, slot, &mut repair);
     repair.orphaned = orphan_entries(bus, slot, due_ns);
-    // Void the record, or a later recovery would carry it out over a new holder's work. `seq` 0
-    // never equals a commit number. Relaxed, as all of the slot's own words: the next holder is
-    // forked by whoever recovers, and nobody else reads them.
-    bus.own_memory()
-        .word(line + offset_of!(CommitLine, seq))
-        .store(0, Ordering::Relaxed);
+    // The record stays. Carried out once more, after the next holder's death, it changes nothing:
+    // stamps, tails and cursors only grow, and a key names one message for good.
+    // Relaxed, as all of the slot's own words: the next holder is forked by whoever recovers, and
+    // nobody else reads them.
     let state = slot_at + offset_of!(InstanceSlot, state);
     bus.own_memory()
         .word(state + offset_of!(SlotState, started_ns))
@@ -171,11 +169,13 @@ fn return_claims<M: Memory>(bus: &Bus<M>, slot: SlotIndex, repair: &mut Repair) 
     let layout = bus.own_layout();
     for (index, lane) in layout.lanes.iter().enumerate() {
         let mask = u64::from(lane.lane_slots) - 1;
+        // Acquire pairs with the Release of the instance that moved the head.
         let head = own.word(lane.head_at).load(Ordering::Acquire);
         let mut mended = false;
         // A dead family may have left any head at all.
         for position in head..head.saturating_add(mask + 1) {
             let word = own.word(claim_at(lane.head_at, mask, position));
+            // Acquire pairs with the Release of a mark (SYNC(mark) of the claimers).
             let claim = Claim::from_word(word.load(Ordering::Acquire));
             if claim.position_after != position + 1 || claim.slot != slot.0 {
                 continue;
@@ -206,6 +206,7 @@ fn orphan_entries<M: Memory>(
     for entry in 0..layout.entries {
         let at = layout.entry_at(entry);
         let word = own.word(at + offset_of!(InFlightEntry, owner));
+        // Acquire pairs with the Release of an instance that gave the entry back.
         let (owner, attempt) = split_owner(word.load(Ordering::Acquire));
         any |= owner == OWNER_ORPHAN;
         if owner != u64::from(slot.0) + 1 {
@@ -221,6 +222,7 @@ fn orphan_entries<M: Memory>(
                 Ok(message) if room() => due_ns(message.header.id, next.min(0xffff) as u16),
                 _ => 0,
             };
+            // Release, here and below, pairs with the Acquire of the instance that takes it.
             word.store(orphan_word(next, due), Ordering::Release);
         } else {
             word.store(0, Ordering::Release);
@@ -278,6 +280,7 @@ fn orphan_unowned<M: Memory>(bus: &Bus<M>) {
         } else {
             0
         };
+        // Release pairs with the Acquire of the instance that takes it.
         word.store(next, Ordering::Release);
         if holds {
             hint_at_orphans(own);

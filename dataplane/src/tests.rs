@@ -2,6 +2,7 @@
 
 mod counters;
 mod pool;
+mod repeated;
 mod resting;
 
 use sandpipe_abi::MessageId;

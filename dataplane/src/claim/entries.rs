@@ -36,6 +36,7 @@ impl<M: Memory> Claimer<M> {
             entries.find(|&at| {
                 let taken = owner_word(u64::from(self.slot.0) + 1, 1);
                 let word = self.owner(at);
+                // Acquire pairs with the Release of who gave the entry back: its key is empty.
                 word.load(Ordering::Relaxed) == 0
                     && word
                         .compare_exchange(0, taken, Ordering::AcqRel, Ordering::Relaxed)
@@ -60,6 +61,8 @@ impl<M: Memory> Claimer<M> {
         let hint = self.orphans().load(Ordering::Acquire);
         let mut left = false;
         let entry = self.entries.iter().copied().find(|&at| {
+            // Acquire, here and in the exchange, pairs with the recoverer's Release of an orphan
+            // that is newer than the hint.
             let word = self.owner(at).load(Ordering::Acquire);
             let (owner, attempt) = split_owner(word);
             if owner != OWNER_ORPHAN {
@@ -156,6 +159,7 @@ impl<M: Memory> Claimer<M> {
             } else {
                 owner_word(u64::from(self.slot.0) + 1, 1)
             };
+            // Release pairs with the Acquire of who takes it next.
             self.owner(at).store(next, Ordering::Release);
             kept = true;
         }

@@ -11,7 +11,7 @@ use crate::placement::{Look, Placement};
 use crate::progress::Progress;
 use crate::stats::{Samples, median};
 
-pub use plan::{Block, Case, Of, Plan, RatioOf, Runner, Under};
+pub use plan::{Block, Case, Of, Plan, RatioOf, Runner, Side};
 
 /// One run of one block.
 #[derive(Debug)]
@@ -271,15 +271,21 @@ impl RoundRunner<'_, '_> {
                 .as_ref()
                 .filter(|samples| samples.count() > 0)
         };
-        let value = |samples: &Samples| match ratio.of {
-            Of::Quantile(q) => samples.quantile_ns(q),
-            Of::Mean => samples.mean_ns(),
+        let value = |case: usize| {
+            of(case).map(|samples| match ratio.of {
+                Of::Quantile(q) => samples.quantile_ns(q),
+                Of::Mean => samples.mean_ns(),
+            })
         };
-        let over = value(of(ratio.over)?);
-        let under = match ratio.under {
-            Under::Case(case) => value(of(case)?),
-            Under::Ns(unit_ns) => unit_ns,
+        let side = |side: &Side| match side {
+            Side::Case(case) => value(*case),
+            Side::Fastest(cases) => {
+                let values = cases.iter().filter_map(|case| value(*case));
+                values.min_by(f64::total_cmp)
+            }
+            Side::Ns(unit_ns) => Some(*unit_ns),
         };
+        let (over, under) = (side(&ratio.over)?, side(&ratio.under)?);
         (under > 0.0).then(|| over / under)
     }
 }

@@ -45,19 +45,28 @@ pub struct RatioOf {
     pub name: &'static str,
     /// What is compared.
     pub of: Of,
-    /// The case on top.
-    pub over: usize,
+    /// What is divided.
+    pub over: Side,
     /// What it is divided by.
-    pub under: Under,
+    pub under: Side,
 }
 
-/// What stands below a ratio.
-#[derive(Clone, Copy, Debug)]
-pub enum Under {
-    /// The same of another case of the same block.
+/// What stands above or below a ratio.
+#[derive(Clone, Debug)]
+pub enum Side {
+    /// A case of the block.
     Case(usize),
-    /// So many ns: the ratio is the case's own value in a unit.
+    /// The fastest of several cases of the block, in each round: a peer that comes in several
+    /// forms. One that has failed does not count; it is named among the failures.
+    Fastest(Vec<usize>),
+    /// So many ns: the ratio is the other side's own value in a unit.
     Ns(f64),
+}
+
+impl From<usize> for Side {
+    fn from(case: usize) -> Side {
+        Side::Case(case)
+    }
 }
 
 /// What a figure wants measured.
@@ -67,7 +76,7 @@ pub struct Plan<'a> {
     pub cases: Vec<Case<'a>>,
     /// Which of them run back to back.
     pub blocks: Vec<Block>,
-    /// What to compare; both cases of a ratio must share a block.
+    /// What to compare; all cases of a ratio must share a block.
     pub ratios: Vec<RatioOf>,
 }
 
@@ -112,8 +121,8 @@ impl<'a> Plan<'a> {
         self.ratios.push(RatioOf {
             name,
             of: Of::Quantile(0.5),
-            over,
-            under: Under::Case(under),
+            over: over.into(),
+            under: under.into(),
         });
     }
 
@@ -133,12 +142,18 @@ impl<'a> Plan<'a> {
     }
 
     /// Adds a ratio of something else than medians.
-    pub fn ratio_of(&mut self, name: &'static str, of: Of, over: usize, under: usize) {
+    pub fn ratio_of(
+        &mut self,
+        name: &'static str,
+        of: Of,
+        over: impl Into<Side>,
+        under: impl Into<Side>,
+    ) {
         self.ratios.push(RatioOf {
             name,
             of,
-            over,
-            under: Under::Case(under),
+            over: over.into(),
+            under: under.into(),
         });
     }
 
@@ -147,8 +162,8 @@ impl<'a> Plan<'a> {
         self.ratios.push(RatioOf {
             name,
             of: Of::Quantile(0.5),
-            over: case,
-            under: Under::Ns(unit_ns),
+            over: case.into(),
+            under: Side::Ns(unit_ns),
         });
     }
 }

@@ -53,6 +53,30 @@ fn a_ratio_is_taken_inside_the_block_and_its_median_over_rounds() {
 }
 
 #[test]
+fn a_ratio_is_over_the_fastest_form_of_a_peer_in_each_round_and_over_the_one_that_ran() {
+    let progress = Progress::silent();
+    let mut runs: Vec<BlockRun> = [[100, 200, 50], [100, 80, 400], [100, 25, 10]]
+        .iter()
+        .map(|values| run_of(0, Placement::Near, values))
+        .collect();
+    // The faster one failed in the last round.
+    runs[2].samples[2] = None;
+    let mut runner = runner(true, runs, &progress);
+    let other = runner.plan.case("other", "x", 1, |_| Ok(Samples::new()));
+    runner.plan.blocks[0].cases.push(other);
+    let forms = Side::Fastest(vec![1, other]);
+    let plan = &mut runner.plan;
+    plan.ratio_of("own", Of::Quantile(0.5), 0, forms.clone());
+    plan.ratio_of("own_inverse", Of::Mean, forms, 0);
+    plan.ratio_of("of none", Of::Mean, 0, Side::Fastest(Vec::new()));
+    let outcome = runner.outcome();
+    let of = |name| outcome.ratios.iter().find(|(n, _)| *n == name);
+    assert_eq!(of("own").unwrap().1, [2.0, 1.25, 4.0]);
+    assert_eq!(of("own_inverse").unwrap().1, [0.5, 0.8, 0.25]);
+    assert!(of("of none").unwrap().1.is_empty());
+}
+
+#[test]
 fn far_rounds_do_not_count_beside_near_ones() {
     let progress = Progress::silent();
     let runs = vec![

@@ -23,11 +23,13 @@ pub(super) const FIGURE: FigureKind = FigureKind {
     measure,
 };
 
-const SUBSTITUTIONS: [&str; 5] = [
+const SUBSTITUTIONS: [&str; 6] = [
     "every message is filled by its sender and read by its receiver, except where its case says \
      how many bytes are touched; acknowledgements are committed with the answers",
-    "Aeron by its C driver (the crate rusteron-media-driver) as a third process that no core is \
-     pinned for, exclusive publications, terms of 16 MiB, MTU 65504; no row of 16 MiB",
+    "Aeron C by its C client and driver (the crates rusteron-*), Aeron Java by its Java client and \
+     driver; the driver is a third process that no core is pinned for; exclusive publications, \
+     terms of 16 MiB, MTU 65504; no row of 16 MiB",
+    "a ratio over Aeron is, in each block, over the faster of the two by what the ratio compares",
     "iceoryx2 with publish-subscribe of byte slices, both sides polling",
     "one way: the time of 1000 messages at the consumer, which is alone on its core; all producers \
      share the other; nothing is dropped",

@@ -4,10 +4,10 @@ use sandpipe_link::one_way::Stream;
 use sandpipe_link::program::{Kind, Task};
 
 use super::local::{self, Lane};
-use super::peers::{Peers, task};
-use super::round_trips::peer_case;
+use super::peers::{Library, Peers, task};
+use super::round_trips::peer_cases;
 use super::{Profile, Sheet, size};
-use crate::rounds::Of;
+use crate::rounds::{Of, Side};
 
 const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
@@ -71,25 +71,31 @@ pub(super) fn add<'a>(sheet: &mut Sheet<'a>, peers: &'a Peers) {
             sheet.plan.pair_block(&[single, eight_single]);
             throughput(sheet, "bus.producers.8_over_1", eight_single, single);
         }
-        for peer in peers.all() {
+        for (library, forms) in peers.carrying(row.len) {
             let (samples, together) = (row.samples / 4, row.together(sheet));
             let task = Task {
                 warm_up: row.warm_up(sheet),
                 ..task(Kind::OneWay, sheet.cpus, row.len, samples, together)
             };
-            let theirs = peer_case(sheet, &row.name(), peer, task);
-            sheet.plan.pair_block(&[theirs, single, batch]);
+            let theirs = peer_cases(sheet, &row.name(), forms, &task);
+            sheet
+                .plan
+                .pair_block(&[&theirs[..], &[single, batch]].concat());
             paired.clear();
-            match (row.len, peer.series) {
-                (64, "Aeron") => {
-                    throughput(sheet, "bus.oneway_64.over_aeron.single", single, theirs);
+            let theirs = Side::Fastest(theirs);
+            match (row.len, library) {
+                (64, Library::Aeron) => {
+                    let name = "bus.oneway_64.over_aeron.single";
+                    throughput(sheet, name, single, theirs.clone());
                     throughput(sheet, "bus.oneway_64.over_aeron.batch", batch, theirs);
                 }
-                (64, _) => throughput(sheet, "bus.oneway_64.over_iceoryx2", batch, theirs),
-                (0x1_0000, "Aeron") => {
+                (64, Library::Iceoryx2) => {
+                    throughput(sheet, "bus.oneway_64.over_iceoryx2", batch, theirs);
+                }
+                (0x1_0000, Library::Aeron) => {
                     throughput(sheet, "bus.oneway_64KiB.over_aeron", single, theirs);
                 }
-                (MIB, "iceoryx2") => {
+                (MIB, Library::Iceoryx2) => {
                     throughput(sheet, "bus.oneway_1MiB.over_iceoryx2", single, theirs);
                 }
                 _ => {}
@@ -105,7 +111,7 @@ pub(super) fn add<'a>(sheet: &mut Sheet<'a>, peers: &'a Peers) {
 }
 
 /// Messages a second over messages a second: the inverse of their times.
-fn throughput(sheet: &mut Sheet<'_>, name: &'static str, over: usize, under: usize) {
+fn throughput(sheet: &mut Sheet<'_>, name: &'static str, over: usize, under: impl Into<Side>) {
     sheet.plan.ratio_of(name, Of::Mean, under, over);
 }
 

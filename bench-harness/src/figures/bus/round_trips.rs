@@ -5,13 +5,13 @@ use sandpipe_link::program::{Kind, Task};
 use sandpipe_link::round_trip::Trips;
 
 use super::local::{self, Way};
-use super::peers::{Peer, Peers, task};
+use super::peers::{Library, Peer, Peers, task};
 use super::{Sheet, size};
 use crate::links::ring::{self, Place};
 use crate::links::stream;
 use crate::links::{self};
 use crate::port::Hands;
-use crate::rounds::Of;
+use crate::rounds::{Of, Side};
 
 const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
@@ -62,29 +62,38 @@ fn of_size<'a>(
     }
     block.push(own);
     sheet.plan.pair_block(&block);
-    for peer in peers.all().filter(|peer| len <= peer.len_max) {
-        let theirs = peer_case(
-            sheet,
-            &name,
-            peer,
-            task(Kind::RoundTrip, cpus, len, samples, together),
-        );
-        match (len, peer.series) {
-            (64, "iceoryx2") => sheet.median("bus.rtt_64.over_iceoryx2", own, theirs),
-            (64, _) => sheet.median("bus.rtt_64.over_aeron.p50", own, theirs),
-            _ => sheet.plan.pair_block(&[theirs, own]),
+    for (library, forms) in peers.carrying(len) {
+        let task = task(Kind::RoundTrip, cpus, len, samples, together);
+        let theirs = peer_cases(sheet, &name, forms, &task);
+        sheet.plan.pair_block(&[&theirs[..], &[own]].concat());
+        if len == 64 {
+            let ratio = match library {
+                Library::Iceoryx2 => "bus.rtt_64.over_iceoryx2",
+                Library::Aeron => "bus.rtt_64.over_aeron.p50",
+            };
+            let half = Of::Quantile(0.5);
+            sheet.plan.ratio_of(ratio, half, own, Side::Fastest(theirs));
         }
     }
     own
 }
 
-/// Runs a task of a peer as a case.
-pub(super) fn peer_case<'a>(
+/// Runs a task in each form of a peer: a case each.
+pub(super) fn peer_cases<'a>(
     sheet: &mut Sheet<'a>,
     name: &str,
-    peer: &'a Peer,
-    task: Task,
-) -> usize {
+    forms: &'a [Peer],
+    task: &Task,
+) -> Vec<usize> {
+    let mut cases = Vec::new();
+    for peer in forms {
+        cases.push(peer_case(sheet, name, peer, task.clone()));
+    }
+    cases
+}
+
+/// Runs a task of a peer as a case.
+fn peer_case<'a>(sheet: &mut Sheet<'a>, name: &str, peer: &'a Peer, task: Task) -> usize {
     sheet.case(name, peer.series, task.samples, move |samples| {
         let task = Task {
             samples,
@@ -152,13 +161,15 @@ fn heads<'a>(sheet: &mut Sheet<'a>, peers: &'a Peers) {
     let (_, floor) = case(small, small);
     let (_, head) = case(MIB, HEAD_MAX);
     let (name, chunk) = case(MIB, small);
-    if let Some(peer) = &peers.iceoryx2 {
+    // Aeron moves a message that is longer than a fragment.
+    let in_place = |(library, _): &(Library, _)| *library == Library::Iceoryx2;
+    for (_, forms) in peers.carrying(MIB).filter(in_place) {
         let task = Task {
             touched: small,
             ..task(Kind::RoundTrip, cpus, MIB, samples, together)
         };
-        let theirs = peer_case(sheet, &name, peer, task);
-        sheet.plan.pair_block(&[theirs, chunk]);
+        let theirs = peer_cases(sheet, &name, forms, &task);
+        sheet.plan.pair_block(&[&theirs[..], &[chunk]].concat());
     }
     sheet.median("bus.rtt_head.1MiB_over_64B", head, floor);
     sheet.median("bus.rtt_chunk.1MiB_over_64B", chunk, floor);
@@ -171,23 +182,17 @@ fn tails<'a>(sheet: &mut Sheet<'a>, peers: &'a Peers) {
     let own = sheet.case(name, "Sandpipe", SINGLY, move |n| {
         local::round_trips(cpus, Trips::busy(64, n, 1), Way::touching(64))
     });
-    for peer in peers.all() {
-        let theirs = peer_case(
-            sheet,
-            name,
-            peer,
-            task(Kind::RoundTrip, cpus, 64, SINGLY, 1),
-        );
-        if peer.series == "Aeron" {
+    for (library, forms) in peers.carrying(64) {
+        let task = task(Kind::RoundTrip, cpus, 64, SINGLY, 1);
+        let theirs = peer_cases(sheet, name, forms, &task);
+        sheet.plan.pair_block(&[&theirs[..], &[own]].concat());
+        if library == Library::Aeron {
             let tail = Of::Quantile(0.999);
-            sheet
-                .plan
-                .pair("bus.rtt_64.over_aeron.p999", tail, own, theirs);
-        } else {
-            sheet.plan.pair_block(&[theirs, own]);
+            let (ratio, theirs) = ("bus.rtt_64.over_aeron.p999", Side::Fastest(theirs));
+            sheet.plan.ratio_of(ratio, tail, own, theirs);
         }
     }
-    if peers.all().next().is_none() {
+    if peers.carrying(64).next().is_none() {
         sheet.plan.pair_block(&[own]);
     }
 }

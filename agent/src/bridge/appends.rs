@@ -59,16 +59,29 @@ impl Appends {
         self.waiting.len() >= WAITING_MAX
     }
 
-    /// Takes out the records that the bus can never take, so that they do not hold up the others.
-    pub(super) fn take_invalid(&mut self, error: &InvalidRecord, partitions: u32) -> Vec<Record> {
+    /// Takes out the records that the bus can never take, so that they hold up nobody: neither the
+    /// others, nor who waits until they are durable.
+    pub(super) fn take_invalid(
+        &mut self,
+        error: &InvalidRecord,
+        bus: &dyn GlobalBus,
+        partitions: u32,
+    ) -> Vec<Record> {
         let too_large = match error {
             InvalidRecord::TooLarge { id, .. } => Some(*id),
             _ => None,
         };
-        self.waiting
+        let invalid = self
+            .waiting
             .extract_if(.., |record| {
                 too_large == Some(record.id) || record.check(partitions).is_err()
             })
-            .collect()
+            .collect();
+        if self.waiting.is_empty() {
+            let before = self.accepted.back().map(|&(ticket, _)| ticket);
+            let ticket = before.unwrap_or_else(|| bus.acknowledged());
+            self.accepted.push_back((ticket, self.newest));
+        }
+        invalid
     }
 }

@@ -19,6 +19,10 @@ pub(crate) struct Knobs {
     pub stalled: bool,
     /// Messages that a queue holds.
     pub capacity: usize,
+    /// A grain tells something without an end.
+    pub chatters: bool,
+    /// Bytes of the largest message that it ever takes; `None` = it takes all.
+    pub largest: Option<usize>,
     /// The sandbox is gone, and a new one cannot be made.
     pub dead: bool,
     /// What the last grain answers with, in place of the input and its letters.
@@ -124,6 +128,9 @@ impl LocalBus for FakeSandbox {
     ) -> usize {
         let mut told = {
             let mut knobs = self.knobs.lock().unwrap();
+            if knobs.chatters {
+                return limit; // nothing that the core has to hear
+            }
             if !knobs.stalled {
                 knobs.work(self.grains);
             }
@@ -134,6 +141,10 @@ impl LocalBus for FakeSandbox {
         count
     }
 
+    fn room(&self) -> usize {
+        100
+    }
+
     fn take_refusal(&mut self) -> Option<Refused> {
         None
     }
@@ -142,6 +153,12 @@ impl LocalBus for FakeSandbox {
 
     fn publish(&mut self, delivery: &Delivery) -> Publish {
         let mut knobs = self.knobs.lock().unwrap();
+        if knobs
+            .largest
+            .is_some_and(|max| delivery.payload.len() > max)
+        {
+            return Publish::Never("too large for every chunk".into());
+        }
         let capacity = knobs.capacity;
         let queue = &mut knobs.queues[delivery.grain];
         if queue.len() >= capacity {

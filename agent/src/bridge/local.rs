@@ -18,6 +18,9 @@ pub trait LocalBus: Send {
     fn poll(&mut self, limit: usize, take: &mut dyn FnMut(Local) -> Result<(), Violation>)
     -> usize;
 
+    /// How many messages `LQ(HA)` can hold.
+    fn room(&self) -> usize;
+
     /// A grain that was found out since the last call. It is not read any more; the others are.
     fn take_refusal(&mut self) -> Option<Refused>;
 
@@ -78,12 +81,14 @@ pub struct Refused {
 }
 
 /// How publishing went.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Publish {
     /// It is in the queue.
     Done,
     /// No room for now; nothing happened.
     Full,
+    /// No room ever, and why; nothing happened.
+    Never(String),
 }
 
 /// Why a local bus cannot be used.

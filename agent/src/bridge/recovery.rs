@@ -14,7 +14,7 @@ impl BusThread {
     /// The sandbox is gone. What it still told lies in memory that this process maps.
     pub(super) fn lose_sandbox(&mut self, error: &LocalError) {
         tracing::warn!(app = %self.app, %error, "the sandbox is gone");
-        while self.read_local() || self.make_room() {}
+        self.read_what_waits();
         self.local = None;
         self.absent = error.to_string().into();
         self.mailbox.set_ringer(None);
@@ -68,7 +68,7 @@ impl BusThread {
                 self.high_water.clear();
                 self.adopted |= adopted && self.attachments == 0;
                 self.attachments += 1;
-                while self.read_local() || self.make_room() {}
+                self.read_what_waits();
                 self.core.recovered(self.clock.now(), &alive);
                 self.carry_out();
             }
@@ -78,6 +78,14 @@ impl BusThread {
                 self.absent = error.to_string().into();
             }
         }
+    }
+
+    /// Reads what lies in `LQ(HA)`, but not for ever: a grain may tell more without an end.
+    fn read_what_waits(&mut self) {
+        let room = self.local.as_ref().map_or(0, |local| local.room());
+        // Each turn reads a message or makes room for a thousand.
+        let turns = 2 * room;
+        let _ = (0..turns).all(|_| self.read_local() || self.make_room());
     }
 
     /// Reading stops while too many appends wait; whether it can go on.

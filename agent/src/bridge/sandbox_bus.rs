@@ -185,6 +185,11 @@ impl LocalBus for SandboxBus {
         taken
     }
 
+    fn room(&self) -> usize {
+        let lanes = &self.bus.own_layout().lanes;
+        lanes.iter().map(|lane| lane.lane_slots as usize).sum()
+    }
+
     fn take_refusal(&mut self) -> Option<Refused> {
         let refusal = self.receiver.take_refusal()?;
         let grain = refusal.family.index().checked_sub(1)?;
@@ -216,9 +221,9 @@ impl LocalBus for SandboxBus {
                 Publish::Full
             }
             Err(Refusal::Never(why)) => {
-                // Sizes are checked at the door and the topology names every queue.
+                // Sizes are checked at the door, but by the limit that held at that time.
                 tracing::error!(id = %delivery.id, why, "a message that no lane takes");
-                Publish::Full
+                Publish::Never(why)
             }
         }
     }

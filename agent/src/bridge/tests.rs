@@ -167,6 +167,50 @@ fn a_broken_worker_is_named_to_who_asks() {
     );
 }
 
+#[test]
+fn an_answer_that_the_global_bus_never_takes_is_given_all_the_same() {
+    let directory = tempfile::tempdir().unwrap();
+    let running = Running::start(directory.path(), workflow(1));
+    let body = vec![b'x'; 17 << 20];
+    running.fake.set(|knobs| knobs.answer = Some(body.clone()));
+    let reply = submit(&running, Identity::Key("k".into()), Wait::Answer, b"x");
+    assert!(text(wait(reply)).into_bytes() == body);
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while status(&running).in_flight > 0 && Instant::now() < deadline {}
+    assert_eq!(status(&running).in_flight, 0, "nobody waits for its backup");
+}
+
+#[test]
+fn an_accepted_message_that_no_chunk_holds_fails_and_holds_up_nobody() {
+    let directory = tempfile::tempdir().unwrap();
+    let running = Running::start(directory.path(), workflow(1));
+    running.fake.set(|knobs| knobs.largest = Some(3));
+    let reply = submit(&running, Identity::Fresh, Wait::Durable, b"four");
+    let Reply::Accepted(_) = wait(reply) else {
+        panic!("not accepted")
+    };
+    let reply = submit(&running, Identity::Fresh, Wait::Answer, b"x");
+    assert_eq!(text(wait(reply)), "xa");
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while status(&running).in_flight > 0 && Instant::now() < deadline {}
+    let status = status(&running);
+    assert_eq!((status.in_flight, status.dead_letters), (0, 1));
+}
+
+#[test]
+fn a_grain_that_tells_something_without_an_end_keeps_no_sandbox_from_being_made_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let running = Running::start(directory.path(), workflow(1));
+    running.fake.set(|knobs| knobs.chatters = true);
+    running.fake.kill();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while status(&running).attachments == 1 && Instant::now() < deadline {}
+    assert_eq!(status(&running).attachments, 2);
+    running.fake.set(|knobs| knobs.chatters = false);
+    let reply = submit(&running, Identity::Fresh, Wait::Answer, b"x");
+    assert_eq!(text(wait(reply)), "xa");
+}
+
 pub(super) fn status(running: &Running) -> AppStatus {
     let (waiter, reply) = oneshot::channel();
     running.mailbox.post(Post::Status(waiter));

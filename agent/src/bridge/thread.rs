@@ -283,6 +283,7 @@ impl BusThread {
                     match published {
                         Publish::Done => self.core.published(now, delivery),
                         Publish::Full => self.core.full(delivery),
+                        Publish::Never(why) => self.core.undeliverable(now, delivery, &why),
                     }
                 }
                 Command::Release(number) => {
@@ -301,7 +302,8 @@ impl BusThread {
         match self.appends.flush(&mut *self.global) {
             Ok(moved) => moved,
             Err(AppendError::Invalid(error)) => {
-                for record in self.appends.take_invalid(&error, self.partitions) {
+                let (bus, partitions) = (&*self.global, self.partitions);
+                for record in self.appends.take_invalid(&error, bus, partitions) {
                     tracing::error!(id = %record.id, %error, "a message cannot be backed up");
                 }
                 true

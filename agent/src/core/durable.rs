@@ -5,7 +5,7 @@ use std::sync::Arc;
 use sandpipe_abi::MessageId;
 use sandpipe_global_bus::{Flag, Payload, RESULTS, Record};
 
-use super::message::{Answer, Command, Delivery, Failure, Now, Outcome, Reply, Wait};
+use super::message::{Answer, Command, Delivery, Failure, Local, Now, Outcome, Reply, Wait};
 use super::root::{Message, Root};
 use super::trace::{Path, Trace};
 use super::{Core, batch};
@@ -90,6 +90,7 @@ impl<W> Core<W> {
                 }
             }
             After::Append(record) => self.append(record),
+            After::Release(Local::NOT_READ) => {}
             After::Release(local) => self.out.push_back(Command::Release(local)),
             After::Answer { root } => self.tell(root),
             After::End { root } => self.end(now, root),

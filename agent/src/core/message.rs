@@ -78,7 +78,7 @@ pub enum Wait {
 /// A message that was read from `LQ(HA)`.
 #[derive(Debug)]
 pub struct Local {
-    /// The reader's number for it, ascending; [`Command::Release`] gives it back.
+    /// The reader's number for it, ascending from 1; [`Command::Release`] gives it back.
     pub number: u64,
     /// This message.
     pub id: MessageId,
@@ -98,6 +98,11 @@ pub struct Local {
     pub payload: Vec<u8>,
     /// The parent's own data, if its attempts are used up.
     pub event: Option<Vec<u8>>,
+}
+
+impl Local {
+    /// The number of a message that lies in no lane: nothing is given back.
+    pub(super) const NOT_READ: u64 = 0;
 }
 
 /// What a message in `LQ(HA)` tells.
@@ -180,7 +185,8 @@ pub enum Command<W> {
         /// What to append.
         record: Record,
     },
-    /// Publish into a grain's queue; report [`super::Core::published`] or [`super::Core::full`].
+    /// Publish into a grain's queue; report [`super::Core::published`], [`super::Core::full`] or
+    /// [`super::Core::undeliverable`].
     Publish(Delivery),
     /// The message of that number need not be kept in `LQ(HA)` any longer.
     Release(u64),

@@ -45,6 +45,9 @@ pub use message::{
 };
 pub use trace::{Hop, Path, Stamps, Trace};
 
+/// Deadlines that are kept whatever has become of their requests.
+const DEADLINES_KEPT: usize = 1024;
+
 /// What the core has to know of an application.
 #[derive(Clone, Debug)]
 pub struct Workflow {
@@ -174,6 +177,7 @@ impl<W> Core<W> {
     /// Moves the clock: callers whose deadline has passed hear so, expired answers go.
     pub fn tick(&mut self, now: Now) {
         self.results.expire(now.unix_ms);
+        self.drop_deadlines_of_ended();
         while let Some(&(deadline_ms, id)) = self.deadlines.front()
             && deadline_ms <= now.unix_ms
         {
@@ -192,6 +196,14 @@ impl<W> Core<W> {
                 let root = self.roots.remove(&id).expect("it was found above");
                 self.forget(root);
             }
+        }
+    }
+
+    /// A deadline may be a day ahead, its request a millisecond long: once most of them are of
+    /// requests that have ended, those go.
+    fn drop_deadlines_of_ended(&mut self) {
+        if self.deadlines.len() > 2 * self.roots.len() + DEADLINES_KEPT {
+            self.deadlines.retain(|(_, id)| self.roots.contains_key(id));
         }
     }
 
@@ -232,6 +244,8 @@ impl<W> Core<W> {
     pub fn rewire(&mut self, workflow: Workflow) {
         assert!(self.is_idle(), "only an idle core can be rewired");
         self.backlog = workflow.grains.iter().map(|_| VecDeque::new()).collect();
+        // Those of requests that have ended; a later one of theirs would hide an earlier one.
+        self.deadlines.clear();
         // This agent's, whatever the other version was started with.
         let (epoch, partitions) = (self.workflow.epoch, self.workflow.partitions);
         self.workflow = Workflow {

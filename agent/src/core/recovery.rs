@@ -157,7 +157,9 @@ impl<W> Core<W> {
                 payload,
             });
         }
-        if lost && !root.promised {
+        // Outputs whose messages are all finished: the answer was stored, and has expired since.
+        let over = root.open.is_empty() && root.answer.is_none();
+        if over || (lost && !root.promised) {
             self.forget(root);
         } else if lost {
             self.lose(now, root);
@@ -170,8 +172,8 @@ impl<W> Core<W> {
         }
     }
 
-    /// Ends a request that was never accepted and of which a part exists nowhere any more. A retry
-    /// begins anew, with the same ids.
+    /// Ends a request of which nothing can be told any more. A retry begins anew, with the same
+    /// ids.
     pub(super) fn forget(&mut self, root: Box<Root<W>>) {
         for open in &root.open {
             self.append(self.finished(&root, open.message()));

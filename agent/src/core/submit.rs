@@ -6,7 +6,7 @@ use sandpipe_abi::MessageId;
 use sandpipe_global_bus::{Flag, Payload, Record};
 
 use super::durable::After;
-use super::message::{Command, Delivery, Identity, Now, Reply, Submit, Wait};
+use super::message::{Cause, Command, Delivery, Identity, Local, News, Now, Reply, Submit, Wait};
 use super::root::{Message, Open, Root, Waiter};
 use super::{Core, root_id};
 
@@ -71,9 +71,7 @@ impl<W> Core<W> {
         {
             trace.published_ns = now.mono_ns;
         }
-        if let Some(next) = self.backlog[delivery.grain].pop_front() {
-            self.out.push_back(Command::Publish(next));
-        }
+        self.publish_next(delivery.grain);
         if delivery.fresh {
             let Some(root) = self.roots.get(&delivery.root) else {
                 return;
@@ -96,6 +94,38 @@ impl<W> Core<W> {
             self.counters.queue_full += 1;
             self.counters.accepted -= 1;
             self.answer(waiter, Reply::Busy);
+        }
+    }
+
+    /// No queue will ever take the delivery: it is of a version of the application that took more
+    /// at once. Its request fails for `reason`, its event becomes a dead letter, and what waits
+    /// behind it goes on.
+    pub fn undeliverable(&mut self, now: Now, delivery: Delivery, reason: &str) {
+        self.publish_next(delivery.grain);
+        if !self.roots.contains_key(&delivery.root) {
+            return;
+        }
+        let told = self.local(
+            now,
+            Local {
+                number: Local::NOT_READ,
+                id: delivery.id,
+                root: delivery.root,
+                parent: delivery.id,
+                from: delivery.grain,
+                news: News::Failed(Cause::PayloadTooLarge),
+                last: true,
+                stamps: None,
+                payload: reason.as_bytes().to_vec(),
+                event: Some(delivery.payload),
+            },
+        );
+        debug_assert_eq!(told, Ok(()), "a grain was told of its own message");
+    }
+
+    fn publish_next(&mut self, grain: usize) {
+        if let Some(next) = self.backlog[grain].pop_front() {
+            self.out.push_back(Command::Publish(next));
         }
     }
 

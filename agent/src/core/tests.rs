@@ -1,5 +1,6 @@
 mod dead_letters;
 mod folds;
+mod leftovers;
 mod paths;
 mod properties;
 mod units;

@@ -19,6 +19,10 @@ const REPLY_TIMEOUT: Duration = Duration::from_secs(10);
 /// How much longer than its workers' time limit init may take to end.
 const END_GRACE: Duration = Duration::from_secs(10);
 
+/// From the hang-up of a dying init's sockets until the last process of its pid namespace is gone:
+/// the kernel takes milliseconds, more where workers have much memory.
+const DYING: Duration = Duration::from_secs(2);
+
 /// An agent's hold on a living sandbox.
 ///
 /// Dropping it, or dying, leaves the sandbox running for the next agent. When a newer agent adopts
@@ -100,6 +104,14 @@ impl SandboxHandle {
     #[must_use]
     pub fn init_pidfd(&self) -> BorrowedFd<'_> {
         self.init_pidfd.as_fd()
+    }
+
+    /// Whether the sandbox has ended, or is just ending: its sockets hang up before the last of its
+    /// processes is gone. Blocks until that is so; for two seconds if it lives on, as another
+    /// agent's for example.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        wait_readable(&self.init_pidfd, DYING)
     }
 
     /// Asks init for its state. Blocks for less than a millisecond, at most 10 s.
@@ -189,7 +201,7 @@ impl SandboxHandle {
             Ok((Reply::ShuttingDown, _)) => {}
             Ok((reply, _)) => return Err(unexpected(&self.app, &reply)),
             // Already gone: only the leftovers remain to be removed.
-            Err(_) if wait_readable(&self.init_pidfd, Duration::ZERO) => {}
+            Err(_) if self.has_ended() => {}
             Err(error) => return Err(error),
         }
         let patience = timeout.saturating_add(END_GRACE);

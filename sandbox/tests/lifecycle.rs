@@ -233,6 +233,20 @@ fn without_any_isolation_a_killed_inits_workers_die_with_it() {
     scene.assert_nothing_left(&[]);
 }
 
+/// Init's sockets hang up before the kernel has ended what init leaves behind.
+#[test]
+fn a_sandbox_that_is_just_dying_is_shut_down_and_not_taken_for_another_agents() {
+    for _ in 0..5 {
+        let scene = Scene::new();
+        let mut agent = Agent::start(&scene.spec(&["beating", "beating", "beating"]));
+        until("the workers run", || all_run(&mut agent));
+        kill(agent.init());
+        agent.shut_down();
+        agent.kill();
+        scene.assert_nothing_left(&[]);
+    }
+}
+
 #[test]
 fn a_changed_spec_is_told_and_a_bad_one_refused_by_name() {
     let scene = Scene::new();

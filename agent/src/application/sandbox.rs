@@ -1,12 +1,11 @@
 //! The application's sandbox: made or adopted, watched, and ended.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use sandpipe::attach::Participant;
 use sandpipe::wait::{WAITER_VARIABLE, WaiterKind};
 use sandpipe::{FamilyIndex, Topology};
@@ -119,7 +118,7 @@ fn forces_io_uring() -> bool {
 impl SandboxSource for Source {
     fn attach(&mut self) -> Result<Attached, LocalError> {
         if let Some(old) = self.handle.take()
-            && !has_ended(&old)
+            && !old.has_ended()
         {
             return Err(LocalError::TakenOver(self.spec.app.clone()));
         }
@@ -199,15 +198,6 @@ impl Source {
     }
 }
 
-fn has_ended(handle: &SandboxHandle) -> bool {
-    let now = Timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    let pidfd = handle.init_pidfd();
-    poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&now)).is_ok_and(|count| count > 0)
-}
-
 fn report_isolation(handle: &SandboxHandle) {
     let Ok(status) = handle.status() else { return };
     for item in status
@@ -242,7 +232,7 @@ impl Watch {
 
     fn run(&self, handle: &Weak<SandboxHandle>) {
         let mut ran = HashSet::new();
-        let mut said = HashSet::new();
+        let mut said = HashMap::new();
         let mut keepers = Keepers::new(self.keep_alive);
         while let Some(handle) = handle.upgrade() {
             let status = handle.status();
@@ -278,17 +268,16 @@ fn lock(roster: &Roster) -> MutexGuard<'_, Vec<GrainState>> {
     roster.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A worker that dies again and again for the same reason is told of once.
-fn say_once(app: &str, state: &GrainState, said: &mut HashSet<String>) {
-    if let Some(trouble) = &state.trouble
-        && said.insert(format!("{}: {trouble}", state.grain))
-    {
-        tracing::error!(
-            app,
-            grain = state.grain,
-            "the grain worker does not run: {trouble}"
-        );
-    }
+/// A worker that dies again and again for the same reason is told of once. Of each grain only the
+/// newest reason is remembered: one with a time in it is another each time. Whether it was told.
+fn say_once(app: &str, state: &GrainState, said: &mut HashMap<String, String>) -> bool {
+    let GrainState { grain, trouble, .. } = state;
+    let Some(trouble) = trouble.as_ref().filter(|&new| said.get(grain) != Some(new)) else {
+        return false;
+    };
+    said.insert(grain.clone(), trouble.clone());
+    tracing::error!(app, grain, "the grain worker does not run: {trouble}");
+    true
 }
 
 fn state(worker: WorkerStatus, ran: &mut HashSet<String>) -> GrainState {
@@ -334,5 +323,29 @@ fn trouble(last_exit: &str, stderr_tail: &str) -> String {
         last_exit.to_owned()
     } else {
         format!("{last_exit}:\n{words}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reason_is_told_once_and_reasons_that_always_differ_are_not_kept() {
+        let mut said = HashMap::new();
+        let mut say = |trouble: &str| {
+            let state = GrainState {
+                grain: "g".into(),
+                trouble: Some(trouble.into()),
+                ..GrainState::default()
+            };
+            (say_once("app", &state, &mut said), said.len())
+        };
+        assert_eq!(
+            ["no x", "no x", "no y"].map(&mut say),
+            [(true, 1), (false, 1), (true, 1)]
+        );
+        let dated = |second: u32| format!("12:00:{second}: no x");
+        assert!((0..100).all(|second| say(&dated(second)) == (true, 1)));
     }
 }

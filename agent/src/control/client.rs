@@ -41,6 +41,18 @@ pub enum ControlError {
     },
 }
 
+impl ControlError {
+    /// Whether somebody holds the socket open: who is dead neither refuses nor keeps one waiting.
+    pub(super) fn is_of_a_living(&self) -> bool {
+        use std::io::ErrorKind::{TimedOut, WouldBlock};
+        match self {
+            ControlError::Refused { .. } => true,
+            ControlError::Broken { source, .. } => matches!(source.kind(), TimedOut | WouldBlock),
+            ControlError::Nobody { .. } => false,
+        }
+    }
+}
+
 /// Asks the agent at a control socket how it is, or tells it to end. Blocks for at most some
 /// seconds.
 ///

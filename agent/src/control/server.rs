@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use super::{Answer, Question, ask};
+use super::{Answer, ControlError, Question, ask};
 
 /// How long one who has connected may take to ask.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -46,6 +46,17 @@ pub enum ListenError {
         /// Its front door.
         url: String,
     },
+    /// An agent lives there that has no time to say who it is.
+    #[error(
+        "an agent already runs {app}, but is too busy to answer: {reason}; try again, or start \
+         this one with another --run-dir and --data-dir"
+    )]
+    Busy {
+        /// The application.
+        app: String,
+        /// What it said, or did not.
+        reason: ControlError,
+    },
     /// The directory or the socket.
     #[error("{}: {source}; choose a directory of your own with --run-dir", path.display())]
     Io {
@@ -60,7 +71,8 @@ impl Control {
     /// Takes the socket's path. A socket that a dead agent left is replaced.
     ///
     /// # Errors
-    /// [`ListenError::Running`] names the living agent.
+    /// [`ListenError::Running`] names the living agent; [`ListenError::Busy`] if it does not
+    /// answer. Blocks for at most some seconds.
     pub fn bind(path: &Path, app: &str) -> Result<Control, ListenError> {
         let io = |source| ListenError::Io {
             path: path.to_path_buf(),
@@ -73,12 +85,19 @@ impl Control {
                 .create(directory)
                 .map_err(io)?;
         }
-        if let Ok(other) = ask(path, Question::Status) {
-            return Err(ListenError::Running {
-                app: app.to_owned(),
-                pid: other.pid,
-                url: other.url,
-            });
+        match ask(path, Question::Status) {
+            Ok(other) => {
+                return Err(ListenError::Running {
+                    app: app.to_owned(),
+                    pid: other.pid,
+                    url: other.url,
+                });
+            }
+            Err(reason) if reason.is_of_a_living() => {
+                let app = app.to_owned();
+                return Err(ListenError::Busy { app, reason });
+            }
+            Err(_) => {}
         }
         match std::fs::remove_file(path) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(io(error)),

@@ -66,6 +66,26 @@ fn a_second_agent_of_the_application_is_told_of_the_first() {
 }
 
 #[test]
+fn the_socket_of_a_living_agent_that_refuses_or_is_silent_is_not_taken() {
+    let directory = tempfile::tempdir().unwrap();
+    let busy = directory.path().join("busy.sock");
+    let control = Control::bind(&busy, "app").unwrap();
+    let refuse = |_: &Question| Answer::Refused {
+        reason: "too many".into(),
+        wrong_file: false,
+    };
+    control.serve(refuse, || {}).unwrap();
+    // It is stopped, say: the system takes connections for it.
+    let silent = directory.path().join("silent.sock");
+    let _listener = UnixListener::bind(&silent).unwrap();
+    for path in [busy, silent] {
+        let error = Control::bind(&path, "app").unwrap_err().to_string();
+        assert!(error.contains("already runs app"), "{error}");
+        assert!(path.exists());
+    }
+}
+
+#[test]
 fn the_socket_of_a_dead_agent_is_replaced() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("agent-app.sock");

@@ -96,12 +96,12 @@ pub(super) fn open(
 /// A number greater than that of every agent before: readers drop what an older one writes later.
 /// The clock helps where the data directory is new but the Kafka is not.
 fn next_epoch(path: &Path) -> io::Result<u64> {
-    if let Some(parent) = path.parent() {
-        fs::create_dir_all(parent)?;
-    }
-    let before = fs::read_to_string(path)
-        .ok()
-        .and_then(|text| text.trim().parse().ok());
+    let directory = path.parent().unwrap_or(Path::new("."));
+    fs::create_dir_all(directory)?;
+    let before = match fs::read_to_string(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        text => text?.trim().parse().ok(),
+    };
     let clock = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default()
@@ -114,6 +114,8 @@ fn next_epoch(path: &Path) -> io::Result<u64> {
     writeln!(file, "{epoch}")?;
     file.sync_all()?;
     fs::rename(&aside, path)?;
+    // Before anything is written under the number, it is taken also when the power goes.
+    fs::File::open(directory)?.sync_all()?;
     Ok(epoch)
 }
 

@@ -240,25 +240,41 @@ impl Host {
 fn wait_until_ready(application: &Application) -> Result<(), ChangeError> {
     let deadline = Instant::now() + LOAD;
     loop {
-        let status = status(application);
-        let Some(reason) = &status.not_ready else {
-            if !status.grains.is_empty() {
-                return Ok(());
+        match readiness(&status(application), Instant::now() >= deadline) {
+            Readiness::Ready => return Ok(()),
+            Readiness::Starting => std::thread::sleep(Duration::from_millis(2)),
+            Readiness::Hopeless(reason) => {
+                return Err(ChangeError::NotReady {
+                    app: application.door.name.to_string(),
+                    reason,
+                });
             }
-            std::thread::sleep(Duration::from_millis(2));
-            continue;
-        };
-        // A sandbox that cannot be made is tried again, but nobody waits for that here.
-        let is_hopeless = status.answers && status.attachments == 0;
-        let broken = status.grains.iter().any(|grain| grain.broken);
-        if broken || is_hopeless || Instant::now() >= deadline {
-            return Err(ChangeError::NotReady {
-                app: application.door.name.to_string(),
-                reason: reason.clone(),
-            });
         }
-        std::thread::sleep(Duration::from_millis(2));
     }
+}
+
+/// What a new application's status says.
+#[derive(Debug, PartialEq, Eq)]
+enum Readiness {
+    Ready,
+    Starting,
+    /// Nobody waits for it any longer, and why.
+    Hopeless(String),
+}
+
+fn readiness(status: &AppStatus, is_late: bool) -> Readiness {
+    let reason = match &status.not_ready {
+        None if !status.grains.is_empty() => return Readiness::Ready,
+        None => "its sandbox has not said how the grain workers are",
+        Some(reason) => reason,
+    };
+    // A sandbox that cannot be made is tried again, but nobody waits for that here.
+    let not_made = status.not_ready.is_some() && status.answers && status.attachments == 0;
+    let broken = status.grains.iter().any(|grain| grain.broken);
+    if broken || not_made || is_late {
+        return Readiness::Hopeless(reason.to_owned());
+    }
+    Readiness::Starting
 }
 
 fn status(application: &Application) -> AppStatus {
@@ -268,4 +284,23 @@ fn status(application: &Application) -> AppStatus {
         not_ready: Some("its bus thread has ended".into()),
         ..AppStatus::default()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bridge::GrainState;
+
+    #[test]
+    fn nobody_waits_for_ever_for_a_sandbox_that_does_not_say_how_its_workers_are() {
+        let mut status = AppStatus {
+            answers: true,
+            attachments: 1,
+            ..AppStatus::default()
+        };
+        assert_eq!(readiness(&status, false), Readiness::Starting);
+        assert!(matches!(readiness(&status, true), Readiness::Hopeless(_)));
+        status.grains.push(GrainState::default());
+        assert_eq!(readiness(&status, true), Readiness::Ready);
+    }
 }

@@ -128,10 +128,12 @@ impl Registry {
         let mut file = File::create(&aside)?;
         file.write_all(&serde_json::to_vec_pretty(deployment)?)?;
         file.sync_all()?;
+        // Opened before it counts: without a descriptor the deployment before is still the one.
+        let (own, above) = (File::open(&directory)?, File::open(&self.data)?);
         fs::rename(&aside, directory.join(FILE))?;
-        File::open(&directory)?.sync_all()?;
+        own.sync_all()?;
         // The directory's own entry, when it is new.
-        File::open(&self.data)?.sync_all()
+        above.sync_all()
     }
 
     /// Forgets a deployment, durably. Dead inside, it is deployed still.

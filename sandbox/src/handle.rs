@@ -10,8 +10,9 @@ use rustix::process::{
 };
 
 use crate::create::wait_readable;
+use crate::line::Line;
 use crate::run_dir::AppDir;
-use crate::wire::{self, Reply, Request};
+use crate::wire::{Reply, Request};
 use crate::{SandboxError, SandboxSpec, SandboxStatus, WorkerActivity, boot, leftovers, sys};
 
 /// How long init may take to answer a request.
@@ -38,7 +39,7 @@ pub struct SandboxHandle {
     pub epoch: u64,
     app: String,
     app_dir: AppDir,
-    control: Mutex<OwnedFd>,
+    control: Mutex<Line>,
     attach_socket: Option<OwnedFd>,
     init_pidfd: OwnedFd,
 }
@@ -68,7 +69,8 @@ impl SandboxHandle {
             set_socket_timeout(&control, Timeout::Recv, Some(REPLY_TIMEOUT))
                 .map_err(|error| fenced(error.into()))?;
             let stderr = io::stderr();
-            let (reply, fds) = ask(&app, &control, &Request::Claim, &[stderr.as_fd()])?;
+            let mut control = Line::new(control);
+            let (reply, fds) = ask(&app, &mut control, &Request::Claim, &[stderr.as_fd()])?;
             match reply {
                 Reply::Claimed { epoch, spec_hash } => Ok((control, found, fds, epoch, spec_hash)),
                 other => Err(unexpected(&app, &other)),
@@ -221,8 +223,8 @@ impl SandboxHandle {
     }
 
     fn ask(&self, request: &Request) -> Result<(Reply, Vec<OwnedFd>), SandboxError> {
-        let control = self.control.lock().unwrap_or_else(PoisonError::into_inner);
-        ask(&self.app, &control, request, &[])
+        let mut control = self.control.lock().unwrap_or_else(PoisonError::into_inner);
+        ask(&self.app, &mut control, request, &[])
     }
 
     /// Takes init's exit status if it has ended and is our child, so that no zombie stays.
@@ -251,7 +253,7 @@ fn end_unowned(app_dir: &AppDir, init: &OwnedFd) {
 
 fn ask(
     app: &str,
-    control: &OwnedFd,
+    control: &mut Line,
     request: &Request,
     fds: &[BorrowedFd<'_>],
 ) -> Result<(Reply, Vec<OwnedFd>), SandboxError> {
@@ -259,9 +261,7 @@ fn ask(
         app: app.into(),
         source,
     };
-    wire::send_json(control, request, fds).map_err(fenced)?;
-    let received = wire::receive(control.as_fd()).map_err(fenced)?;
-    let (bytes, fds) = received.ok_or_else(|| fenced(io::ErrorKind::ConnectionReset.into()))?;
+    let (bytes, fds) = control.ask(request, fds).map_err(fenced)?;
     match serde_json::from_slice(&bytes) {
         Ok(reply) => Ok((reply, fds)),
         Err(_) => Err(SandboxError::Protocol {

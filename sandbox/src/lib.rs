@@ -28,6 +28,7 @@ mod handle;
 mod init;
 mod isolation;
 mod leftovers;
+mod line;
 mod namespaces;
 mod probe;
 mod run_dir;

@@ -33,6 +33,9 @@ impl<W> Core<W> {
                 self.recover_final(record);
             };
         }
+        if self.results.find(record.root).is_none() && self.results.has_ended(record.root) {
+            return; // in this agent's life: the tombstones are on their way
+        }
         let grain = self.grain_named(&record.grain);
         // A grain that this application no longer has: its messages stay on the bus.
         let (Some(grain), Flag::Processing | Flag::Data(_)) = (grain, &record.flag) else {

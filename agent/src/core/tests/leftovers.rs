@@ -109,3 +109,22 @@ fn outputs_of_a_request_whose_answer_has_expired_do_not_stay_open_for_ever() {
     assert!(world.core.is_idle());
     assert_eq!((world.core.in_flight(), world.unfinished().len()), (0, 0));
 }
+
+#[test]
+fn a_request_that_ended_before_its_tombstone_was_durable_is_not_begun_again() {
+    let mut world = World::new(&[&[]], true);
+    let waiter = world.submit(Identity::Fresh, Wait::Answer, b"x");
+    world.handle(0);
+    world.read(0);
+    assert_eq!(world.body(waiter), "ax");
+    // Its answer, which nobody comes back for, expires before the sandbox is made again.
+    world.now.unix_ms += 2_000;
+    world.core.begin_recovery();
+    for record in world.unfinished() {
+        world.core.recover(record);
+    }
+    world.core.recovered(world.now, &Default::default());
+    world.run();
+    assert_eq!(world.handled, 1);
+    assert!(world.core.is_idle());
+}

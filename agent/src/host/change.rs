@@ -195,7 +195,13 @@ impl Host {
             });
         };
         let drain = drain.unwrap_or_else(|| self.settings().drain);
-        let left = running.remove(app).map_or(0, |app| app.stop(drain));
+        let left = match running.remove(app) {
+            Some(application) => application.stop(drain),
+            None => {
+                self.end_sandboxes_of_stopped(&deployment)?;
+                0
+            }
+        };
         self.door.close(app);
         let data = self.places(&deployment).data;
         let forget = || {
@@ -216,6 +222,22 @@ impl Host {
             left,
             kept: (!purge).then_some(data),
         })
+    }
+
+    /// Ends what an agent before this one has left of an application that could not be started
+    /// again: nobody else will. Another agent's is left to that one.
+    fn end_sandboxes_of_stopped(&self, deployment: &Deployment) -> Result<(), ChangeError> {
+        let known = lock(&self.known);
+        let taken_over = known.get(&deployment.app).is_some_and(|app| app.taken_over);
+        drop(known);
+        for side in [0, 1].into_iter().filter(|_| !taken_over) {
+            let on_side = Deployment {
+                side,
+                ..deployment.clone()
+            };
+            end_sandbox(&self.places(&on_side).run, &deployment.app)?;
+        }
+        Ok(())
     }
 
     /// Ends all applications at once, each with the usual time for what it has open; how many

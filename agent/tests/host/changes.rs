@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::fleet::{Agent, Fleet};
-use super::harness::until;
+use super::harness::{GRAIN, until};
 
 fn json(text: &str) -> serde_json::Value {
     serde_json::from_str(text).unwrap_or_else(|_| panic!("{text}"))
@@ -281,6 +281,28 @@ fn an_undeployed_applications_unfinished_work_goes_on_when_it_is_deployed_again(
     assert_eq!(agent.collect(&place).text(), "*: sleep 3000 a");
     fleet.ok(&["undeploy", &fleet.app("x"), "--purge"]);
     assert!(!fleet.path("data").join(fleet.app("x")).exists());
+    agent.stop();
+    fleet.assert_clean();
+}
+
+#[test]
+fn an_undeployed_application_that_could_not_be_started_again_leaves_no_sandbox() {
+    let fleet = Fleet::new();
+    let agent = fleet.start();
+    let file = fleet.write("x", &["a"], "", "");
+    let program = fleet.path("x").join("program");
+    std::fs::copy(GRAIN, &program).unwrap();
+    let text = std::fs::read_to_string(&file).unwrap();
+    let text = text.replace(GRAIN, program.to_str().unwrap());
+    std::fs::write(&file, text).unwrap();
+    fleet.deploy(&file);
+    agent.kill();
+    std::fs::remove_file(&program).unwrap();
+    let agent = fleet.start();
+    assert_eq!(agent.post("x", "1").status, 404, "it does not run");
+    assert_eq!(fleet.inits("x").len(), 1, "its sandbox lives");
+    fleet.ok(&["undeploy", &fleet.app("x")]);
+    assert!(fleet.inits("x").is_empty());
     agent.stop();
     fleet.assert_clean();
 }

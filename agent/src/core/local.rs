@@ -11,6 +11,10 @@ use super::message::{Cause, Failure, Local, News, Now};
 use super::root::{Final, Message, Open, Root};
 use super::trace::Hop;
 
+/// Requests that an agent before this one may have left beyond what this one takes: its limit may
+/// have been another.
+pub(super) const UNKNOWN_ROOTS: usize = 4096;
+
 impl<W> Core<W> {
     /// A message was read from `LQ(HA)`. It is released, by a later command, once it is durable.
     ///
@@ -27,6 +31,10 @@ impl<W> Core<W> {
         }
         let mut root = match self.roots.remove(&local.root) {
             Some(root) => root,
+            None if self.roots.len() >= self.roots_max() => {
+                self.fold(now, &local);
+                return Ok(());
+            }
             None => Box::new(self.adopt(now, &local)),
         };
         let is_forged = root.is_of_another(local.parent, local.from);
@@ -178,6 +186,12 @@ impl<W> Core<W> {
     fn fold(&mut self, now: Now, local: &Local) {
         self.counters.folded += 1;
         self.after(now, After::Release(local.number));
+    }
+
+    /// Its own requests, and as many that an agent before it has left. A grain that invents more
+    /// would have the agent's memory; of those nothing was promised to anybody.
+    fn roots_max(&self) -> usize {
+        2 * self.workflow.max_in_flight + UNKNOWN_ROOTS
     }
 
     /// A request that this agent has not heard of: its messages outlived the agent before it, and

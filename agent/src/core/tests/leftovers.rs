@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
+use sandpipe_abi::MessageId;
 use sandpipe_global_bus::{Flag, Record};
 
 use super::world::{World, body, workflow};
+use crate::core::local::UNKNOWN_ROOTS;
 use crate::core::*;
 
 const FAN_OUT: &[&[usize]] = &[&[1, 2], &[], &[]];
@@ -127,4 +129,38 @@ fn a_request_that_ended_before_its_tombstone_was_durable_is_not_begun_again() {
     world.run();
     assert_eq!(world.handled, 1);
     assert!(world.core.is_idle());
+}
+
+#[test]
+fn requests_that_a_grain_invents_take_no_memory_beyond_a_bound() {
+    let workflow = workflow(2, true);
+    let most = 2 * workflow.max_in_flight + UNKNOWN_ROOTS;
+    let mut core = Core::<u64>::new(workflow);
+    let now = Now::default();
+    let invented = most as u64 + 1000;
+    let mut released = 0;
+    for number in 1..=invented {
+        let id = |kind: u128| MessageId(u128::from(number) << 2 | kind);
+        let told = Local {
+            number,
+            id: id(1),
+            root: id(2),
+            parent: id(2),
+            from: 0,
+            news: News::Output { grain: 1 },
+            last: false,
+            stamps: None,
+            payload: Vec::new(),
+            event: None,
+        };
+        core.local(now, told).unwrap();
+        while let Some(command) = core.next_command() {
+            match command {
+                Command::Append { number, .. } => core.durable(now, number),
+                Command::Release(_) => released += 1,
+                _ => {}
+            }
+        }
+    }
+    assert_eq!((core.in_flight(), released), (most, invented));
 }

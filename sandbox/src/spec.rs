@@ -114,7 +114,7 @@ pub struct Isolation {
     pub ipc: bool,
     /// Own host name.
     pub uts: bool,
-    /// Own network, with a loopback interface only.
+    /// Own network, with a loopback interface only; without it the host's.
     pub network: bool,
     /// Own cgroups, for limits and for killing a family as a whole, and a namespace of them.
     pub cgroup: bool,

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -10,8 +11,8 @@ use sandpipe::attach::Participant;
 use sandpipe::wait::{WAITER_VARIABLE, WaiterKind};
 use sandpipe::{FamilyIndex, Topology};
 use sandpipe_sandbox::{
-    Files, Isolation, IsolationState, SandboxHandle, SandboxSpec, WorkerSpec, WorkerState,
-    WorkerStatus, create_or_adopt,
+    Files, Isolation, IsolationItem, IsolationState, SandboxHandle, SandboxSpec, WorkerSpec,
+    WorkerState, WorkerStatus, create_or_adopt,
 };
 
 use super::Places;
@@ -20,7 +21,7 @@ use super::programs::{programs, python_path};
 use crate::bridge::{
     Attached, GrainState, LocalBus, LocalError, Mailbox, Post, SandboxBus, SandboxSource,
 };
-use crate::config::{AppSpec, KeepAlive};
+use crate::config::{AppSpec, KeepAlive, Network};
 
 /// How long the handshake with the guardian may take; it takes a millisecond.
 const ATTACH: Duration = Duration::from_secs(10);
@@ -40,6 +41,7 @@ pub struct Source {
     number: u64,
     roster: Roster,
     keep_alive: KeepAlive,
+    network: Option<Network>,
 }
 
 /// How the workers were at the last look.
@@ -61,7 +63,10 @@ impl Source {
             run_dir: places.run.clone(),
             topology: topology.encode(),
             workers,
-            isolation: Isolation::default(),
+            isolation: Isolation {
+                network: app.sandbox.network == Network::Loopback,
+                ..Isolation::default()
+            },
             memory_limit_bytes: app.limits.memory_limit_bytes,
             pids_limit: app.limits.pids_limit,
             cpu_limit_millicores: app.limits.cpu_limit_millicores,
@@ -76,6 +81,7 @@ impl Source {
             number: NEXT_NUMBER.fetch_add(1, Ordering::Relaxed),
             roster: Roster::default(),
             keep_alive: app.keep_alive,
+            network: None,
         }
     }
 
@@ -102,6 +108,11 @@ fn files(app: &AppSpec) -> Files {
             .flat_map(|grain| python_path(grain.env.get("PYTHONPATH"))),
     );
     read.push(app.directory.clone());
+    if app.sandbox.network == Network::Host {
+        // Often a link to below /run, which is hidden.
+        let servers = PathBuf::from("/etc/resolv.conf");
+        read.extend(servers.exists().then_some(servers));
+    }
     read.sort();
     read.dedup();
     Files {
@@ -128,7 +139,7 @@ impl SandboxSource for Source {
         let handle = Arc::new(handle);
         match self.join(&handle, socket) {
             Ok(local) => {
-                report_isolation(&handle);
+                self.network = report_isolation(&handle);
                 self.handle = Some(handle);
                 Ok(Attached { local, adopted })
             }
@@ -157,6 +168,10 @@ impl SandboxSource for Source {
 
     fn workers(&self) -> Vec<GrainState> {
         lock(&self.roster).clone()
+    }
+
+    fn network(&self) -> Option<Network> {
+        self.handle.as_ref().and(self.network)
     }
 
     fn shut_down(&mut self, timeout: Duration) {
@@ -198,8 +213,9 @@ impl Source {
     }
 }
 
-fn report_isolation(handle: &SandboxHandle) {
-    let Ok(status) = handle.status() else { return };
+/// Says what is not isolated and could be; which network the processes have in fact.
+fn report_isolation(handle: &SandboxHandle) -> Option<Network> {
+    let status = handle.status().ok()?;
     for item in status
         .isolation
         .iter()
@@ -212,6 +228,12 @@ fn report_isolation(handle: &SandboxHandle) {
             "not isolated"
         );
     }
+    let own =
+        |item: &IsolationItem| item.name == "network namespace" && item.state == IsolationState::On;
+    Some(match status.isolation.iter().any(own) {
+        true => Network::Loopback,
+        false => Network::Host,
+    })
 }
 
 /// Tells the bus thread how the workers are, whenever that changes, for as long as the sandbox is

@@ -10,6 +10,7 @@ use sandpipe_abi::MessageId;
 use sandpipe_global_bus::{EmbeddedBus, EmbeddedOptions};
 
 use super::*;
+use crate::config::Network;
 use crate::core::{Cause, Delivery, Local, News, Workflow};
 use crate::telemetry::Telemetry;
 
@@ -246,6 +247,10 @@ impl SandboxSource for FakeSandbox {
 
     fn number(&self) -> u64 {
         self.number
+    }
+
+    fn network(&self) -> Option<Network> {
+        None
     }
 
     fn workers(&self) -> Vec<GrainState> {

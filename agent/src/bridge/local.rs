@@ -9,6 +9,7 @@ use sandpipe_abi::MessageId;
 use sandpipe::Violation;
 
 use super::status::GrainState;
+use crate::config::Network;
 use crate::core::{Delivery, Local};
 
 /// The agent's side of one sandbox's local bus.
@@ -123,6 +124,9 @@ pub trait SandboxSource: Send {
 
     /// How the grain workers were when they were last looked at.
     fn workers(&self) -> Vec<GrainState>;
+
+    /// Which network its processes really have; `None` while there is no sandbox.
+    fn network(&self) -> Option<Network>;
 
     /// Ends the sandbox, if there is one, and removes what it leaves.
     fn shut_down(&mut self, timeout: Duration);

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::bounds::LimitState;
 use super::local::Refused;
 use super::thread::BusThread;
+use crate::config::Network;
 use crate::core::Counters;
 
 /// How an application is.
@@ -47,6 +48,9 @@ pub struct AppStatus {
     pub refused: Vec<RefusedGrain>,
     /// Whether the first of them found a sandbox of an agent before this one.
     pub adopted: bool,
+    /// Which network its processes have; `None` while there is no sandbox.
+    #[serde(default)]
+    pub network: Option<Network>,
     /// How it stands to the limits that the agent keeps for it.
     #[serde(default)]
     pub limits: Vec<LimitState>,
@@ -174,6 +178,7 @@ impl BusThread {
                 .map(|refused| self.name(refused))
                 .collect(),
             adopted: self.adopted,
+            network: self.source.network(),
             limits: self.limits(),
             bus: self.bus_counts(),
         }

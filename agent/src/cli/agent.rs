@@ -196,8 +196,11 @@ impl Agent<'_> {
                 self.spec.drain = new.drain;
                 self.spec.logs = new.logs;
                 self.spec.applications = new.applications;
+                self.spec.allow_host_network = new.allow_host_network;
                 tokio::task::block_in_place(|| self.deploy_configured());
-                tracing::info!("reloaded: drain_s, logs and applications are as configured");
+                tracing::info!(
+                    "reloaded: drain_s, logs, applications and allow_host_network are as configured"
+                );
             }
         }
         self.notifier.ready(&self.status_line());

@@ -8,6 +8,7 @@ use anyhow::bail;
 
 use crate::application::{Places, run_dir};
 use crate::bridge::{AppStatus, LimitState};
+use crate::config::Network;
 use crate::control::{AgentStatus, Answer, Question, ask, order};
 use crate::host::DeploymentStatus;
 
@@ -159,6 +160,8 @@ struct Row {
     grains_running: usize,
     grains_unloaded: usize,
     grains: usize,
+    /// Which network its processes have in fact; `None` while it has no sandbox.
+    network: Option<Network>,
     open: usize,
     answered: u64,
     failed: u64,
@@ -192,6 +195,9 @@ impl std::fmt::Display for Row {
         } else if self.grains_unloaded > 0 {
             let (unloaded, all) = (self.grains_unloaded, self.grains);
             write!(f, "\n    idle and unloaded: {unloaded} of {all}")?;
+        }
+        if self.network == Some(Network::Host) {
+            write!(f, "\n    shares the host's network")?;
         }
         let mut hit = self.limits.iter().filter_map(LimitState::told);
         hit.try_for_each(|hit| write!(f, "\n    limit {hit}"))
@@ -228,6 +234,7 @@ fn row(deployment: &DeploymentStatus, status: Option<&AppStatus>) -> Row {
         grains_running: count("running"),
         grains_unloaded: count("unloaded"),
         grains: status.grains.len(),
+        network: status.network,
         open: status.in_flight,
         answered: status.counters.answered,
         failed: status.counters.failed,

@@ -13,7 +13,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 
 use crate::application::{Application, BusChoice, Places};
-use crate::config::AppSpec;
+use crate::config::{AppSpec, Network};
 use crate::control::{AgentStatus, Answer, Control, Question};
 use crate::front_door::{self, FrontDoor};
 use crate::telemetry::Export;
@@ -60,6 +60,9 @@ pub(super) struct Args {
         required_if_eq("global_bus", "kafka")
     )]
     kafka_bootstrap: Option<String>,
+    /// Let the application have the host's network if its app.toml asks for it
+    #[arg(long)]
+    allow_host_network: bool,
     /// Print one line of JSON when the application is ready
     #[arg(long)]
     json: bool,
@@ -76,6 +79,12 @@ enum Bus {
 pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     super::log_to_stderr();
     let spec = AppSpec::load(&args.app)?;
+    anyhow::ensure!(
+        spec.sandbox.network == Network::Loopback || args.allow_host_network,
+        "{}: network = \"host\" needs your leave: pass --allow-host-network, or use \
+         network = \"loopback\"",
+        spec.name
+    );
     let places = Places::new(
         &spec.name,
         args.data_dir.as_deref(),

@@ -4,7 +4,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use crate::application::{Places, run_dir};
-use crate::bridge::{BusCounts, LimitState};
+use crate::bridge::{AppStatus, BusCounts, LimitState};
+use crate::config::Network;
 use crate::control::{Question, ask};
 
 #[derive(Debug, clap::Args)]
@@ -79,9 +80,7 @@ pub(super) fn status(args: &Args) -> anyhow::Result<ExitCode> {
         for family in &app.bus {
             println!("  {:<20} {}", family.grain, counts(family));
         }
-        for hit in app.limits.iter().filter_map(LimitState::told) {
-            println!("  limit {hit}");
-        }
+        notes(app).iter().for_each(|note| println!("  {note}"));
         for refused in &app.refused {
             println!(
                 "  {:<20} was ended: it wrote {}",
@@ -94,6 +93,14 @@ pub(super) fn status(args: &Args) -> anyhow::Result<ExitCode> {
     } else {
         ExitCode::from(super::FAILED)
     })
+}
+
+/// What is not as it is with most applications.
+fn notes(app: &AppStatus) -> Vec<String> {
+    let shares = (app.network == Some(Network::Host)).then(|| "shares the host's network".into());
+    let hits = app.limits.iter().filter_map(LimitState::told);
+    let hits = hits.map(|hit| format!("limit {hit}"));
+    shares.into_iter().chain(hits).collect()
 }
 
 /// The two counts that everybody looks for, and whatever else is not zero.

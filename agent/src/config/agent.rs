@@ -27,6 +27,8 @@ pub struct AgentSpec {
     pub applications: Vec<PathBuf>,
     /// What is kept of the grains' output.
     pub logs: LogLimits,
+    /// Names of the applications that may have the host's network.
+    pub allow_host_network: Vec<String>,
     /// Where spans go: the base URL of an OTLP/HTTP receiver; `None` = nowhere, unless the
     /// environment says so.
     pub otlp: Option<String>,
@@ -59,6 +61,8 @@ struct Raw {
     drain_s: Option<Spanned<i64>>,
     #[serde(default)]
     applications: Vec<PathBuf>,
+    #[serde(default)]
+    allow_host_network: Vec<String>,
     global_bus: Option<Spanned<RawBus>>,
     logs: Option<RawLogs>,
     telemetry: Option<RawTelemetry>,
@@ -169,6 +173,7 @@ fn check(raw: Raw, directory: &Path, problems: &mut Problems<'_>) -> AgentSpec {
             file_bytes: file_kb << 10,
             files: u32::try_from(files).expect("at most 100"),
         },
+        allow_host_network: raw.allow_host_network,
         otlp,
     }
 }
@@ -226,7 +231,8 @@ mod tests {
     fn paths_start_from_the_file_and_every_setting_is_read() {
         let spec = parse(
             "listen = \"[::1]:9\"\ndata_dir = \"/data\"\nrun_dir = \"run\"\ndrain_s = 3\n\
-             applications = [\"a/app.toml\"]\n[global_bus]\nkind = \"kafka\"\n\
+             applications = [\"a/app.toml\"]\nallow_host_network = [\"shop\"]\n\
+             [global_bus]\nkind = \"kafka\"\n\
              bootstrap = \"k:9092\"\n[logs]\nfile_kb = 8\nfiles = 2\n",
         )
         .unwrap();
@@ -237,6 +243,7 @@ mod tests {
         assert_eq!(spec.kafka.as_deref(), Some("k:9092"));
         assert_eq!((spec.logs.file_bytes, spec.logs.files), (8192, 2));
         assert_eq!(spec.drain, Duration::from_secs(3));
+        assert_eq!(spec.allow_host_network, ["shop"]);
     }
 
     #[test]

@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use sandpipe_grain::BackOff;
+use serde::{Deserialize, Serialize};
 
 pub use agent::{AgentSpec, LogLimits};
 pub use error::{ConfigError, Problem};
@@ -168,6 +169,19 @@ pub struct Sandbox {
     pub tmp_bytes: u64,
     /// Whether its system calls may go through io_uring, where no filter sees them.
     pub io_uring: bool,
+    /// Which network it asks for.
+    pub network: Network,
+}
+
+/// Which network the processes of an application see.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Network {
+    /// One of its own, of which loopback is all.
+    #[default]
+    Loopback,
+    /// The host's, if the operator allows it to the application.
+    Host,
 }
 
 /// Which policy of [`crate::keep_alive`] each grain worker has.

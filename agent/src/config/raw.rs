@@ -75,6 +75,7 @@ pub(super) struct Sandbox {
     pub write: Vec<Spanned<String>>,
     pub tmp_mb: Option<Spanned<i64>>,
     pub io_uring: Option<bool>,
+    pub network: Option<Spanned<String>>,
 }
 
 #[derive(Deserialize)]

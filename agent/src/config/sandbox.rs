@@ -6,7 +6,7 @@ use toml::Spanned;
 
 use super::check::number;
 use super::error::Problems;
-use super::{Sandbox, raw};
+use super::{Network, Sandbox, raw};
 
 /// What `/tmp` holds if nothing is said, in MiB.
 const TMP_MB: u64 = 64;
@@ -32,6 +32,22 @@ pub(super) fn sandbox(
         write,
         tmp_bytes: number("tmp_mb", tmp_mb, 1..=1 << 20, TMP_MB, problems) << 20,
         io_uring: raw.and_then(|raw| raw.io_uring).unwrap_or(false),
+        network: network(raw.and_then(|raw| raw.network.as_ref()), problems),
+    }
+}
+
+fn network(raw: Option<&Spanned<String>>, problems: &mut Problems<'_>) -> Network {
+    let Some(raw) = raw else {
+        return Network::default();
+    };
+    match raw.get_ref().as_str() {
+        "loopback" => Network::Loopback,
+        "host" => Network::Host,
+        other => {
+            let what = format!("network = \"{other}\"");
+            problems.add(raw.span(), what, "use \"loopback\" or \"host\"");
+            Network::default()
+        }
     }
 }
 

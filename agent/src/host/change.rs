@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 use super::{Deployment, Host, lock};
 use crate::application::{Application, StartError, UpgradeError, end_sandbox};
 use crate::bridge::{AppStatus, Post};
-use crate::config::{AppSpec, ConfigError};
+use crate::config::{AppSpec, ConfigError, Network};
 
 /// How long the grains of an application's first version may take to load.
 const LOAD: Duration = Duration::from_secs(30);
@@ -45,6 +45,15 @@ pub enum ChangeError {
     /// The file. What runs, goes on.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// The operator of this agent does not let it have what it asks for.
+    #[error(
+        "{app}: network = \"host\" is not allowed by this agent; add \"{app}\" to \
+         allow_host_network in agent.toml and reload it (SIGHUP), or use network = \"loopback\""
+    )]
+    HostNetwork {
+        /// The application.
+        app: String,
+    },
     /// It cannot be started.
     #[error(transparent)]
     Start(#[from] StartError),
@@ -89,6 +98,7 @@ impl Host {
     pub fn deploy(&self, file: &Path, drain: Option<Duration>) -> Result<Deployed, ChangeError> {
         let begin = Instant::now();
         let (next, spec) = Deployment::read(file)?;
+        self.check_leave(&spec)?;
         let drain = drain.unwrap_or_else(|| self.settings().drain);
         let mut running = lock(&self.running);
         let next = match self.deployment(&next.app) {
@@ -106,6 +116,16 @@ impl Host {
             version: next.version,
             took_ms: u64::try_from(begin.elapsed().as_millis()).unwrap_or(u64::MAX),
         })
+    }
+
+    /// Whether the operator lets it have what it asks for.
+    pub(super) fn check_leave(&self, spec: &AppSpec) -> Result<(), ChangeError> {
+        let allowed = self.settings().allow_host_network.contains(&spec.name);
+        if spec.sandbox.network == Network::Host && !allowed {
+            let app = spec.name.clone();
+            return Err(ChangeError::HostNetwork { app });
+        }
+        Ok(())
     }
 
     fn replace(
@@ -154,12 +174,27 @@ impl Host {
         Ok(())
     }
 
-    /// Starts an application, or adopts what a dead agent left of it; nobody can reach it yet.
-    pub(super) fn start(
+    /// Goes on with a deployment. What a dead agent left of one that has no leave any more ends.
+    pub(super) fn go_on(
         &self,
         deployment: &Deployment,
         spec: &AppSpec,
     ) -> Result<Application, ChangeError> {
+        if let Err(refused) = self.check_leave(spec) {
+            for side in [0, 1] {
+                let places = self.places(&Deployment {
+                    side,
+                    ..deployment.clone()
+                });
+                end_sandbox(&places.run, &deployment.app)?;
+            }
+            return Err(refused);
+        }
+        self.start(deployment, spec)
+    }
+
+    /// Starts an application, or adopts what a dead agent left of it; nobody can reach it yet.
+    fn start(&self, deployment: &Deployment, spec: &AppSpec) -> Result<Application, ChangeError> {
         let places = self.places(deployment);
         let other = Deployment {
             side: 1 - deployment.side.min(1),

@@ -54,10 +54,22 @@ struct Known {
 }
 
 /// What a reload may change.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Settings {
     drain: Duration,
     logs: LogLimits,
+    /// Applications that may have the host's network.
+    allow_host_network: Vec<String>,
+}
+
+impl Settings {
+    fn of(spec: &AgentSpec) -> Settings {
+        Settings {
+            drain: spec.drain,
+            logs: spec.logs,
+            allow_host_network: spec.allow_host_network.clone(),
+        }
+    }
 }
 
 /// One application as `sandpipe ps` shows it.
@@ -95,10 +107,7 @@ impl Host {
             door: Arc::new(door),
             running: Mutex::default(),
             known: Mutex::default(),
-            settings: Mutex::new(Settings {
-                drain: spec.drain,
-                logs: spec.logs,
-            }),
+            settings: Mutex::new(Settings::of(spec)),
         }
     }
 
@@ -110,10 +119,7 @@ impl Host {
 
     /// Takes the settings that can change while it runs.
     pub fn set(&self, spec: &AgentSpec) {
-        *lock(&self.settings) = Settings {
-            drain: spec.drain,
-            logs: spec.logs,
-        };
+        *lock(&self.settings) = Settings::of(spec);
     }
 
     /// What is deployed, by name.
@@ -132,7 +138,7 @@ impl Host {
     }
 
     fn settings(&self) -> Settings {
-        *lock(&self.settings)
+        lock(&self.settings).clone()
     }
 
     fn places(&self, deployment: &Deployment) -> Places {

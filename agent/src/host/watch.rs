@@ -69,7 +69,7 @@ impl Host {
         let started = deployment
             .spec()
             .map_err(super::ChangeError::from)
-            .and_then(|spec| self.start(deployment, &spec));
+            .and_then(|spec| self.go_on(deployment, &spec));
         let trouble = match started {
             Ok(application) => {
                 self.door.open(application.door.clone());

@@ -1,6 +1,8 @@
 //! The grain of the tests: what it does is said by the event's first line, for one grain or all:
 //! `GRAIN: sleep 100`, or `*: panic`. Then it appends its letter.
 
+mod reach;
+
 use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
@@ -46,6 +48,9 @@ fn handle(event: &Event, context: &mut Context<'_>) -> Result<Output, HandlerErr
         obey(rest, context)?;
         if rest.starts_with("descriptors") {
             return Ok(Output::from(descriptors()));
+        }
+        if let Some(rest) = rest.strip_prefix("reach ") {
+            return Ok(Output::from(reach::reach(rest)));
         }
         if let Some(rest) = rest.strip_prefix("grow ") {
             let bytes: usize = rest.split(' ').next().unwrap_or_default().parse()?;

@@ -12,6 +12,7 @@ mod harness;
 mod idle;
 mod kills;
 mod logs;
+mod network;
 mod rounds;
 mod service;
 mod view;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::harness::{Place, SANDPIPE};
+use super::harness::{Agent, Place, SANDPIPE};
 
 #[test]
 fn a_rust_instance_holds_no_descriptor_of_the_agent_or_another() {
@@ -32,6 +32,7 @@ fn the_doctor_tells_of_each_part_of_a_sandbox() {
         "read-only root, private /tmp",
         "no privileges",
         "file rules",
+        "abstract sockets out of reach",
         "system call filter",
     ] {
         assert!(text.contains(&format!("ok    {part}")) || text.contains(&format!("off   {part}")));
@@ -40,4 +41,25 @@ fn the_doctor_tells_of_each_part_of_a_sandbox() {
         text.contains("ok    no privileges"),
         "every kernel has them: {text}"
     );
+}
+
+#[test]
+fn a_developer_gives_the_hosts_network_by_an_option_of_its_own() {
+    let place = Place::chain(&["a"], "", "");
+    let file = place.path("app.toml");
+    let text = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, text + "network = \"host\"\n").unwrap();
+    let refused = place.command().output().unwrap();
+    let words = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success());
+    assert!(words.contains("pass --allow-host-network"), "{words}");
+    place.assert_clean();
+    let mut command = place.command();
+    command.arg("--allow-host-network");
+    let agent = Agent::start(&place, command);
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let order = format!("a: reach tcp:{}", listener.local_addr().unwrap());
+    assert_eq!(agent.post(&[], order).text(), "yes");
+    agent.stop();
+    place.assert_clean();
 }

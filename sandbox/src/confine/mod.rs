@@ -10,8 +10,12 @@ mod syscalls;
 use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::{Path, PathBuf};
+use std::thread;
 
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, connect, socket};
 use seccompiler::sock_filter;
 
 use files::ruleset;
@@ -24,6 +28,9 @@ use crate::{Files, IsolationItem, IsolationState, SandboxSpec};
 /// The root that init furnishes, as it is reported.
 pub(crate) const OWN_ROOT: &str = "read-only root, private /tmp";
 const LANDLOCK_REMEDY: &str = "boot with lsm=landlock,… on Linux 5.13 or newer";
+const ABSTRACT: &str = "abstract sockets out of reach";
+const ABSTRACT_REMEDY: &str = "run Linux 6.12 or newer with lsm=landlock,…; until then share the \
+                               host's network with no application";
 const FILTER_REMEDY: &str = "run a Linux kernel with CONFIG_SECCOMP_FILTER";
 
 /// What init puts on each worker that it starts.
@@ -74,6 +81,10 @@ impl Confinement {
             let tried = try_landlock();
             found.landlock = tried.is_ok();
             report.push(item("file rules", tried, LANDLOCK_REMEDY));
+        }
+        // In a network of its own there are none but its own.
+        if !wanted.network && found.landlock {
+            report.push(item(ABSTRACT, try_abstract(), ABSTRACT_REMEDY));
         }
         if wanted.system_calls && found.privileges {
             let tried = syscalls::filters(io_uring).and_then(|filters| {
@@ -159,6 +170,28 @@ fn try_landlock() -> io::Result<String> {
     ))
 }
 
+/// What listens outside under an abstract name cannot be reached from inside.
+fn try_abstract() -> io::Result<String> {
+    let reachable = ruleset([Path::new("/proc")], [])?;
+    let give_up = GiveUp {
+        privileges: true,
+        ruleset: Some(reachable.as_raw_fd()),
+        ..GiveUp::default()
+    };
+    let name = format!(
+        "sandpipe-probe-{}-{:?}",
+        std::process::id(),
+        thread::current().id()
+    );
+    let _outside = UnixListener::bind_addr(&SocketAddr::from_abstract_name(&name)?)?;
+    let address = SocketAddrUnix::new_abstract_name(name.as_bytes())?;
+    let socket = socket(AddressFamily::UNIX, SocketType::STREAM, None)?;
+    in_child(&give_up, &|| {
+        must_fail(connect(&socket, &address).map_err(Into::into))
+    })?;
+    Ok("also where the host's network is shared".into())
+}
+
 fn try_filters(filters: &[Vec<sock_filter>]) -> io::Result<()> {
     let give_up = GiveUp {
         privileges: true,
@@ -195,6 +228,7 @@ pub(crate) fn probes() -> Vec<(&'static str, io::Result<String>, &'static str)> 
             "",
         ),
         ("file rules", try_landlock(), LANDLOCK_REMEDY),
+        (ABSTRACT, try_abstract(), ABSTRACT_REMEDY),
         ("system call filter", filters, FILTER_REMEDY),
     ]
 }

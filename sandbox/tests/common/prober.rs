@@ -7,6 +7,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
+use std::net::TcpStream;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::time::Duration;
@@ -82,6 +83,7 @@ impl Kept {
             "descriptors" => descriptors(),
             "unix" => outcome(UnixStream::connect(argument)),
             "listen-abstract" => self.listen(argument),
+            "tcp" => outcome(TcpStream::connect(argument)),
             "abstract" => {
                 let address = SocketAddr::from_abstract_name(argument);
                 outcome(address.and_then(|address| UnixStream::connect_addr(&address)))

@@ -8,6 +8,7 @@ use sandpipe_abi::MessageId;
 
 use sandpipe::Violation;
 
+use super::bounds::LimitState;
 use super::status::GrainState;
 use crate::core::{Delivery, Local};
 
@@ -118,6 +119,11 @@ pub trait SandboxSource: Send {
 
     /// How the grain workers were when they were last looked at.
     fn workers(&self) -> Vec<GrainState>;
+
+    /// How its sandbox stands to the limits that the kernel keeps, those that can be told.
+    fn kernel_limits(&self) -> Vec<LimitState> {
+        Vec::new()
+    }
 
     /// Ends the sandbox, if there is one, and removes what it leaves.
     fn shut_down(&mut self, timeout: Duration);

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 
 use seccompiler::sock_filter;
 
+pub use files::is_readable;
 use files::ruleset;
 pub(crate) use files::{SCRATCH, exists};
 pub(crate) use limits::{Limit, limits, process_limit};

@@ -11,6 +11,7 @@
 //! - [`front_door`] is the HTTP entry.
 //! - [`host`] is the long-running form: several applications, deployed and replaced.
 //! - [`keep_alive`] decides how long an idle grain worker stays loaded.
+//! - [`open_files`] says what to raise when descriptors run out.
 //! - [`telemetry`] hands the paths of requests to OpenTelemetry.
 #![forbid(unsafe_code)]
 
@@ -25,4 +26,5 @@ pub mod doctor;
 pub mod front_door;
 pub mod host;
 pub mod keep_alive;
+pub mod open_files;
 pub mod telemetry;

@@ -13,7 +13,9 @@ use crate::create::wait_readable;
 use crate::line::Line;
 use crate::run_dir::AppDir;
 use crate::wire::{Reply, Request};
-use crate::{SandboxError, SandboxSpec, SandboxStatus, WorkerActivity, boot, leftovers, sys};
+use crate::{
+    KernelLimit, SandboxError, SandboxSpec, SandboxStatus, WorkerActivity, boot, leftovers, sys,
+};
 
 /// How long init may take to answer a request.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -158,6 +160,19 @@ impl SandboxHandle {
     pub fn activity(&self) -> Result<Vec<WorkerActivity>, SandboxError> {
         match self.ask(&Request::Activity)? {
             (Reply::Activity { workers }, _) => Ok(workers),
+            (reply, _) => Err(unexpected(&self.app, &reply)),
+        }
+    }
+
+    /// Asks init how the kernel's limits stand; those that cannot be read are left out. Blocks for
+    /// less than a millisecond, at most 10 s.
+    ///
+    /// # Errors
+    /// [`SandboxError::Fenced`] if init is gone or a newer agent owns the sandbox,
+    /// [`SandboxError::Protocol`] if it is of a version that does not know.
+    pub fn limits(&self) -> Result<Vec<KernelLimit>, SandboxError> {
+        match self.ask(&Request::Limits)? {
+            (Reply::Limits { limits }, _) => Ok(limits),
             (reply, _) => Err(unexpected(&self.app, &reply)),
         }
     }

@@ -1,5 +1,6 @@
 //! The sandbox's init: one thread that waits, and does a little when something happens.
 
+mod accounts;
 mod backoff;
 mod claim;
 mod events;

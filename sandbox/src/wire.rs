@@ -10,7 +10,7 @@ use rustix::net::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{SandboxStatus, WorkerActivity};
+use crate::{KernelLimit, SandboxStatus, WorkerActivity};
 
 /// The kernel takes at most 253 descriptors a message.
 pub(crate) const FDS_MAX: usize = 160;
@@ -34,6 +34,8 @@ pub(crate) enum Request {
     },
     /// What each worker has to do.
     Activity,
+    /// How the kernel's limits stand.
+    Limits,
     /// End a worker that is idle, until a message comes for it; only for the owner.
     Unload {
         /// Index of the worker in the spec.
@@ -63,6 +65,8 @@ pub(crate) enum Reply {
     Quarantined,
     /// In the spec's order.
     Activity { workers: Vec<WorkerActivity> },
+    /// Those that can be told.
+    Limits { limits: Vec<KernelLimit> },
     /// The worker is being ended or started, or it was no time for that: the state tells.
     Noted,
     /// Init will end.

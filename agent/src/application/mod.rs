@@ -2,6 +2,7 @@
 
 mod global;
 mod keepers;
+mod kernel_limits;
 mod places;
 mod programs;
 mod sandbox;
@@ -13,9 +14,10 @@ use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use sandpipe::Topology;
 use tokio::sync::oneshot;
 
-use crate::bridge::{Bounds, BusThread, End, Mailbox, Post, Settings, Stop};
+use crate::bridge::{Bounds, BusThread, End, Mailbox, Post, Settings, SharedBound, Stop};
 use crate::config::{AppSpec, Backup, Route};
 use crate::core::Workflow;
 use crate::front_door::AppDoor;
@@ -23,8 +25,8 @@ use crate::telemetry::Telemetry;
 
 pub use global::{BusChoice, GlobalError};
 pub use places::{Places, default_data, run_dir};
-pub use sandbox::Source;
-pub use topology::topology;
+pub use sandbox::{Source, files};
+pub use topology::{made_bytes, topology};
 pub use upgrade::{UpgradeError, end_sandbox};
 pub use workers::WorkerError;
 
@@ -118,7 +120,7 @@ impl Application {
             mailbox: Arc::clone(&mailbox),
             max_payload_bytes: max_payload_bytes(spec),
             telemetry: telemetry.clone(),
-            bounds: bounds(spec),
+            bounds: bounds(spec, &topology),
         })?;
         give.send(bus).expect("the thread waits for it");
         let door = AppDoor {
@@ -179,11 +181,19 @@ fn max_bytes_in_flight(spec: &AppSpec) -> usize {
     usize::try_from(spec.limits.max_bytes_in_flight).unwrap_or(usize::MAX)
 }
 
-fn bounds(spec: &AppSpec) -> Bounds {
+fn bounds(spec: &AppSpec, topology: &Topology) -> Bounds {
     Bounds {
         spool_bytes: spec.limits.spool_bytes,
         queue_length: u64::from(spec.limits.queue_length),
         empty_wakes_per_s: spec.limits.empty_wakes_per_s,
+        wakes_per_s: spec.limits.wakes_per_s,
+        shared: spec.limits.shared_bytes.map(|limit_bytes| SharedBound {
+            limit_bytes,
+            made_bytes: made_bytes(topology),
+            growth_bytes: Some(topology.growth_bytes())
+                .filter(|left| *left < spec.limits.pool_growth_bytes)
+                .unwrap_or(u64::MAX),
+        }),
     }
 }
 

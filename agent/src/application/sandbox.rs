@@ -17,9 +17,11 @@ use sandpipe_sandbox::{
 
 use super::Places;
 use super::keepers::Keepers;
+use super::kernel_limits;
 use super::programs::{programs, python_path};
 use crate::bridge::{
-    Attached, GrainState, LocalBus, LocalError, Mailbox, Post, SandboxBus, SandboxSource,
+    Attached, GrainState, LimitState, LocalBus, LocalError, Mailbox, Post, SandboxBus,
+    SandboxSource,
 };
 use crate::config::{AppSpec, KeepAlive, Network};
 
@@ -32,6 +34,9 @@ const END: Duration = Duration::from_secs(3);
 /// Between two looks at the workers.
 const WATCH: Duration = Duration::from_millis(50);
 
+/// So many of them between two looks at what the kernel says of the limits.
+const LIMITS: usize = 20;
+
 /// Makes and adopts the sandbox of one application.
 #[derive(Debug)]
 pub struct Source {
@@ -40,9 +45,13 @@ pub struct Source {
     mailbox: Arc<Mailbox>,
     number: u64,
     roster: Roster,
+    limits: KernelLimits,
     keep_alive: KeepAlive,
     network: Option<Network>,
 }
+
+/// How the kernel's limits were at the last look.
+type KernelLimits = Arc<Mutex<Vec<LimitState>>>;
 
 /// How the workers were at the last look.
 type Roster = Arc<Mutex<Vec<GrainState>>>;
@@ -80,6 +89,7 @@ impl Source {
             mailbox,
             number: NEXT_NUMBER.fetch_add(1, Ordering::Relaxed),
             roster: Roster::default(),
+            limits: KernelLimits::default(),
             keep_alive: app.keep_alive,
             network: None,
         }
@@ -98,8 +108,10 @@ impl Source {
     }
 }
 
-/// What was declared, and what the grains' own programs need to start.
-fn files(app: &AppSpec) -> Files {
+/// What an application's grains may reach: what was declared, and what their own programs need to
+/// start. Looks at the disk.
+#[must_use]
+pub fn files(app: &AppSpec) -> Files {
     let mut read = app.sandbox.read.clone();
     read.extend(app.grains.iter().flat_map(|grain| programs(&grain.runtime)));
     read.extend(
@@ -174,6 +186,10 @@ impl SandboxSource for Source {
         self.handle.as_ref().and(self.network)
     }
 
+    fn kernel_limits(&self) -> Vec<LimitState> {
+        lock(&self.limits).clone()
+    }
+
     fn shut_down(&mut self, timeout: Duration) {
         if let Some(handle) = self.handle.take()
             && let Err(error) = handle.shutdown(timeout)
@@ -199,6 +215,7 @@ impl Source {
             app: self.spec.app.clone(),
             number: self.number,
             roster: Arc::clone(&self.roster),
+            limits: Arc::clone(&self.limits),
             mailbox: Arc::clone(&self.mailbox),
             keep_alive: self.keep_alive,
         };
@@ -242,6 +259,7 @@ struct Watch {
     app: String,
     number: u64,
     roster: Roster,
+    limits: KernelLimits,
     mailbox: Arc<Mailbox>,
     keep_alive: KeepAlive,
 }
@@ -256,8 +274,12 @@ impl Watch {
         let mut ran = HashSet::new();
         let mut said = HashMap::new();
         let mut keepers = Keepers::new(self.keep_alive);
+        let mut looks = (0..LIMITS).cycle();
         while let Some(handle) = handle.upgrade() {
             let status = handle.status();
+            if looks.next() == Some(0) {
+                self.tell_limits(&handle);
+            }
             if let Ok(status) = &status {
                 // What goes wrong costs memory only: the workers stay as they are.
                 let _ = keepers.look(&handle, &status.workers);
@@ -286,8 +308,17 @@ impl Watch {
     }
 }
 
-fn lock(roster: &Roster) -> MutexGuard<'_, Vec<GrainState>> {
-    roster.lock().unwrap_or_else(PoisonError::into_inner)
+impl Watch {
+    /// An init of a version before this one does not know: nothing is told then.
+    fn tell_limits(&self, handle: &SandboxHandle) {
+        if let Ok(limits) = handle.limits() {
+            *lock(&self.limits) = kernel_limits::told(limits);
+        }
+    }
+}
+
+fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A worker that dies again and again for the same reason is told of once. Of each grain only the

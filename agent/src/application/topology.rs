@@ -20,7 +20,21 @@ pub fn topology(spec: &AppSpec) -> Result<Topology, TopologyError> {
     let mut families = vec![agent(spec.grains.len(), max, queue_length)];
     let of_grain = |grain| family(grain, max, queue_length / 4);
     families.extend(spec.grains.iter().map(of_grain));
-    Ok(Topology::new(families)?.with_growth(spec.limits.pool_growth_bytes))
+    // The words for all the chunks that it may grow by are among what is made.
+    let growth = spec.limits.pool_growth_bytes;
+    let topology = Topology::new(families)?.with_growth(growth);
+    let left = spec.limits.shared_bytes.map_or(u64::MAX, |limit| {
+        limit.saturating_sub(made_bytes(&topology))
+    });
+    Ok(topology.with_growth(growth.min(left)))
+}
+
+/// Bytes that the families' segments take as they are made: queues and pools, none of them grown.
+#[must_use]
+pub fn made_bytes(topology: &Topology) -> u64 {
+    let families = 0..topology.families().len();
+    let layouts = families.map(|index| topology.layout(FamilyIndex(index as u16)));
+    layouts.map(|layout| layout.bytes as u64).sum()
 }
 
 fn agent(grains: usize, max_payload_bytes: u64, queue_length: u32) -> FamilySpec {

@@ -98,7 +98,7 @@ impl Application {
         self.door.mailbox.post(Post::Replace(Box::new(Replacement {
             workflow: workflow(spec, self.epoch),
             max_payload_bytes: max_payload_bytes(spec),
-            bounds: bounds(spec),
+            bounds: bounds(spec, &topology),
             sandbox: Box::new(source),
             local,
             deadline: Instant::now() + drain,

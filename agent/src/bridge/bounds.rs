@@ -1,13 +1,9 @@
-//! What an application may cost beside its sandbox: bytes of the log on this host's disk, and
-//! wake-ups of its bus thread, whose time is the agent's.
+//! What an application may cost beside its sandbox: bytes of the log on this host's disk, wake-ups
+//! of its bus thread, whose time is the agent's, and memory that it shares with the agent.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
-
-/// The length of the time in which wake-ups are counted.
-const SECOND: Duration = Duration::from_secs(1);
 
 /// Bounds that the bus thread keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,6 +14,22 @@ pub struct Bounds {
     pub queue_length: u64,
     /// Wake-ups in a second that find nothing; beyond it the bus thread looks by the clock.
     pub empty_wakes_per_s: u64,
+    /// Wake-ups in a second of any kind; beyond it the bus thread looks by the clock.
+    pub wakes_per_s: u64,
+    /// Shared memory of its queues and pools; kept by the guardian.
+    pub shared: Option<SharedBound>,
+}
+
+/// The limit of shared bytes, and how much of it is never given back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SharedBound {
+    /// All of it.
+    pub limit_bytes: u64,
+    /// The queues, and the pools as they are made.
+    pub made_bytes: u64,
+    /// What is left for the pools to grow by; more than they may anyhow where their own limit is
+    /// the smaller one.
+    pub growth_bytes: u64,
 }
 
 impl Default for Bounds {
@@ -28,6 +40,9 @@ impl Default for Bounds {
             queue_length: 1024,
             // An honest application has some hundreds, when a message was taken before its ring.
             empty_wakes_per_s: 5000,
+            // A bus thread that is woken more often than every 20 us does little else.
+            wakes_per_s: 50_000,
+            shared: None,
         }
     }
 }
@@ -51,13 +66,15 @@ impl Bounds {
 /// One of an application's limits, and how it stands.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LimitState {
-    /// As `[limits]` of `app.toml` calls it, in that unit.
+    /// As `[limits]` of `app.toml` calls it, in that unit; `cpu` in thousandths of a core.
     pub name: String,
     /// The limit.
     pub limit: u64,
-    /// How much is used now.
-    pub now: u64,
-    /// How often it has refused a request; of wake-ups, the seconds in which it held.
+    /// How much is used now, where that can be told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub now: Option<u64>,
+    /// How often it has refused a request; of wake-ups, the seconds in which it held; of the
+    /// kernel's, how often the kernel says that it held.
     pub hits: u64,
 }
 
@@ -71,87 +88,16 @@ impl LimitState {
             now,
             hits,
         } = self;
-        (*hits > 0).then(|| format!("{name}: hit {hits} times, now {now} of {limit}"))
-    }
-}
-
-/// Wake-ups for nothing, second by second. Who rings costs its own application its promptness, and
-/// the agent no more than the bound.
-#[derive(Debug)]
-pub(super) struct EmptyWakes {
-    since: Instant,
-    count: u64,
-    /// Those of the last whole second.
-    last: u64,
-    /// Seconds in which they were too many.
-    hits: u64,
-}
-
-impl EmptyWakes {
-    pub(super) fn new(now: Instant) -> EmptyWakes {
-        EmptyWakes {
-            since: now,
-            count: 0,
-            last: 0,
-            hits: 0,
-        }
-    }
-
-    /// One more; whether it was the first too many of its second.
-    pub(super) fn note(&mut self, now: Instant, bounds: &Bounds) -> bool {
-        self.turn_over(now);
-        self.count += 1;
-        let first = self.count == bounds.empty_wakes_per_s;
-        self.hits += u64::from(first);
-        first
-    }
-
-    /// Whether no more of them are borne for now.
-    pub(super) fn are_too_many(&mut self, now: Instant, bounds: &Bounds) -> bool {
-        self.turn_over(now);
-        self.count >= bounds.empty_wakes_per_s
-    }
-
-    pub(super) fn state(&self, bounds: &Bounds) -> LimitState {
-        LimitState {
-            name: "empty_wakes_per_s".into(),
-            limit: bounds.empty_wakes_per_s,
-            now: self.last.max(self.count),
-            hits: self.hits,
-        }
-    }
-
-    fn turn_over(&mut self, now: Instant) {
-        let passed = now.saturating_duration_since(self.since);
-        if passed >= SECOND {
-            self.last = if passed < 2 * SECOND { self.count } else { 0 };
-            self.since = now;
-            self.count = 0;
-        }
+        (*hits > 0).then(|| match now {
+            Some(now) => format!("{name}: hit {hits} times, now {now} of {limit}"),
+            None => format!("{name}: hit {hits} times, the limit is {limit}"),
+        })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn wakes_for_nothing_are_borne_up_to_the_bound_in_each_second() {
-        let bounds = Bounds {
-            empty_wakes_per_s: 3,
-            ..Bounds::default()
-        };
-        let begin = Instant::now();
-        let mut wakes = EmptyWakes::new(begin);
-        let noted = [(); 2].map(|()| wakes.note(begin, &bounds));
-        assert_eq!(noted, [false, false]);
-        assert!(!wakes.are_too_many(begin, &bounds));
-        assert!(wakes.note(begin, &bounds), "the third is the last");
-        assert!(wakes.are_too_many(begin + SECOND / 2, &bounds));
-        assert!(!wakes.are_too_many(begin + SECOND, &bounds), "a new second");
-        let state = wakes.state(&bounds);
-        assert_eq!((state.limit, state.now, state.hits), (3, 3, 1));
-    }
 
     #[test]
     fn a_full_spool_says_both_figures_and_where_the_limit_stands() {

@@ -8,6 +8,7 @@ use sandpipe_abi::MessageId;
 
 use sandpipe::Violation;
 
+use super::bounds::LimitState;
 use super::status::GrainState;
 use crate::config::Network;
 use crate::core::{Delivery, Local};
@@ -127,6 +128,11 @@ pub trait SandboxSource: Send {
 
     /// Which network its processes really have; `None` while there is no sandbox.
     fn network(&self) -> Option<Network>;
+
+    /// How its sandbox stands to the limits that the kernel keeps, those that can be told.
+    fn kernel_limits(&self) -> Vec<LimitState> {
+        Vec::new()
+    }
 
     /// Ends the sandbox, if there is one, and removes what it leaves.
     fn shut_down(&mut self, timeout: Duration);

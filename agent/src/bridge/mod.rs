@@ -9,6 +9,7 @@ mod dead_letters;
 pub(crate) mod fake;
 #[cfg(test)]
 mod hostile_tests;
+mod limits;
 mod local;
 mod mailbox;
 mod read_ahead;
@@ -17,12 +18,14 @@ mod replace;
 #[cfg(test)]
 mod replace_tests;
 mod sandbox_bus;
+mod shared;
 mod status;
 #[cfg(test)]
 mod tests;
 mod thread;
+mod wakes;
 
-pub use bounds::{Bounds, LimitState};
+pub use bounds::{Bounds, LimitState, SharedBound};
 pub use local::{Attached, LocalBus, LocalError, Publish, QueueLoad, Refused, SandboxSource};
 pub use mailbox::{Mailbox, Post, Stop, Waiter};
 pub use replace::{NotReplaced, Replaced, Replacement};

@@ -149,7 +149,7 @@ impl BusThread {
             tracing::warn!(app = %self.app, %error, "topics were not prepared");
         }
         self.max_payload_bytes = max_payload_bytes;
-        self.bounds = bounds;
+        self.limits.bounds = bounds;
         self.backup = workflow.backup;
         self.core.rewire(workflow);
         self.mailbox.set_ringer(Some(local.ringer()));

@@ -184,54 +184,6 @@ impl BusThread {
         }
     }
 
-    fn limits(&self) -> Vec<LimitState> {
-        let counters = self.core.counters();
-        let state = |name: &str, limit: u64, now: u64, hits: u64| LimitState {
-            name: name.into(),
-            limit,
-            now,
-            hits,
-        };
-        let in_flight = self.core.in_flight() as u64;
-        let most = self.core.max_in_flight() as u64;
-        let spool = self.bounds.spool_bytes >> 20;
-        let spooled = self.global.spooled_bytes() >> 20;
-        vec![
-            state(
-                "max_in_flight",
-                most,
-                in_flight,
-                counters.busy.saturating_sub(counters.queue_full),
-            ),
-            state(
-                "queue_length",
-                self.bounds.queue_length,
-                self.entry_waiting(),
-                counters.queue_full,
-            ),
-            state("spool_mb", spool, spooled, counters.spool_full),
-            self.empty_wakes.state(&self.bounds),
-        ]
-    }
-
-    /// Messages that wait in front of the first grain.
-    fn entry_waiting(&self) -> u64 {
-        let Some(local) = &self.local else { return 0 };
-        let load = local.queues().get(self.core.entry() + 1).copied();
-        load.map_or(0, |load| load.waiting as u64)
-    }
-
-    /// Once in each second that has too many wake-ups.
-    pub(super) fn say_storm(&self) {
-        let limit = self.bounds.empty_wakes_per_s;
-        tracing::warn!(
-            app = %self.app,
-            limit,
-            "woken for nothing too often: for the rest of this second its queues are looked at \
-             every 2 ms; a grain rings without a message, or raise limits.empty_wakes_per_s"
-        );
-    }
-
     fn bus_counts(&self) -> Vec<BusCounts> {
         let Some(local) = &self.local else {
             return Vec::new();
@@ -281,6 +233,7 @@ impl BusThread {
         for (high, load) in self.high_water.iter_mut().zip(loads) {
             *high = load.waiting.max(*high);
         }
+        self.look_at_pools();
     }
 
     /// A grain was found out: none of its lanes is read any more, init ends its processes, and the

@@ -9,8 +9,9 @@ use sandpipe_global_bus::{AppendError, GlobalBus, ReplayError};
 use tokio::sync::oneshot;
 
 use super::appends::Appends;
-use super::bounds::{Bounds, EmptyWakes};
+use super::bounds::Bounds;
 use super::clock::Clock;
+use super::limits::Limits;
 use super::local::{LocalBus, Publish, Refused, SandboxSource};
 use super::mailbox::{Mailbox, Post, Stop, Waiter};
 use super::replace::Replacement;
@@ -82,8 +83,7 @@ pub struct BusThread {
     pub(super) stopping: Option<(Instant, oneshot::Sender<usize>)>,
     pub(super) max_payload_bytes: usize,
     pub(super) telemetry: Telemetry,
-    pub(super) bounds: Bounds,
-    pub(super) empty_wakes: EmptyWakes,
+    pub(super) limits: Limits,
     /// The most that waited in each queue, the agent's first.
     pub(super) high_water: Vec<usize>,
     pub(super) replacing: Option<Box<Replacement>>,
@@ -135,8 +135,7 @@ impl BusThread {
             stopping: None,
             max_payload_bytes,
             telemetry,
-            bounds,
-            empty_wakes: EmptyWakes::new(now),
+            limits: Limits::new(bounds, now),
             high_water: Vec::new(),
             replacing: None,
             held: VecDeque::new(),
@@ -161,10 +160,11 @@ impl BusThread {
             };
             if !moved {
                 let begin = Instant::now();
-                if std::mem::take(&mut rung) && self.empty_wakes.note(begin, &self.bounds) {
-                    self.say_storm();
+                if std::mem::take(&mut rung) {
+                    self.count_empty_wake(begin);
                 }
                 rung = self.park(begin);
+                self.count_wake(rung);
                 budget.slept(begin.elapsed());
             }
         }
@@ -239,8 +239,7 @@ impl BusThread {
             let _ = submit.waiter.send(Reply::Unavailable(reason.into()));
             return;
         }
-        let spooled = self.global.spooled_bytes();
-        self.core.set_spool_full(self.bounds.spool_is_full(spooled));
+        self.look_at_spool();
         // Only those who need the disk pay for a look at it.
         if submit.must_be_durable() {
             self.look_at_health();
@@ -344,7 +343,7 @@ impl BusThread {
             self.lose_sandbox(&error);
             return false;
         }
-        if self.empty_wakes.are_too_many(now, &self.bounds) {
+        if self.limits.forbid_waking(now) {
             // Nobody is announced: rings cost the ringer only, and what comes waits so long.
             std::thread::sleep(COPIES);
             return false;

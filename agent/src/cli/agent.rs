@@ -18,6 +18,7 @@ use crate::config::AgentSpec;
 use crate::control::{AgentStatus, Answer, Control, Question};
 use crate::front_door::{self, FrontDoor};
 use crate::host::{ChangeError, Host, Notifier};
+use crate::open_files;
 use crate::telemetry::Export;
 
 /// Between two looks at what has ended by itself.
@@ -69,6 +70,7 @@ impl Args {
 pub(super) fn agent(args: &Args) -> anyhow::Result<ExitCode> {
     super::log_to_stderr();
     let spec = args.load()?;
+    open_files::reserve(OWN_DESCRIPTORS).context("the agent cannot start")?;
     let notifier = Notifier::from_env();
     let data = spec.data_dir.clone().unwrap_or_else(default_data);
     let data = std::path::absolute(&data).unwrap_or(data);
@@ -100,6 +102,9 @@ pub(super) fn agent(args: &Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// What the agent opens for itself at its start, roughly; libraries panic where they find none.
+const OWN_DESCRIPTORS: usize = 24;
+
 /// The running command.
 struct Agent<'a> {
     args: &'a Args,
@@ -119,6 +124,7 @@ impl Agent<'_> {
             }
             // A wrong file must not keep the others from running.
             if let Err(error) = self.host.deploy(file, None) {
+                let error = open_files::with_remedy(error.to_string());
                 tracing::error!("{}: not deployed: {error}", file.display());
             }
         }
@@ -312,7 +318,7 @@ fn answer_control(
         };
         changed.unwrap_or_else(|error| Answer::Refused {
             wrong_file: matches!(error, ChangeError::Config(_)),
-            reason: error.to_string(),
+            reason: open_files::with_remedy(error.to_string()),
         })
     };
     let stop = Arc::clone(stop);

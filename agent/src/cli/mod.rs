@@ -106,7 +106,10 @@ pub fn main() -> ExitCode {
         }
     };
     result.unwrap_or_else(|error| {
-        eprintln!("sandpipe: {error:#}");
+        eprintln!(
+            "sandpipe: {}",
+            crate::open_files::with_remedy(format!("{error:#}"))
+        );
         let usage = error.downcast_ref::<crate::config::ConfigError>().is_some();
         ExitCode::from(if usage { USAGE } else { FAILED })
     })

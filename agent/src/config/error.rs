@@ -9,7 +9,7 @@ use std::path::PathBuf;
 #[non_exhaustive]
 pub enum ConfigError {
     /// The file could not be read.
-    #[error("{}: {reason}; give the path of an app.toml that this user may read", path.display())]
+    #[error("{}: {}", path.display(), not_read(reason))]
     Read {
         /// The file as the caller named it.
         path: PathBuf,
@@ -96,6 +96,13 @@ impl<'a> Problems<'a> {
         self.found.sort_by_key(|problem| problem.line);
         self.found
     }
+}
+
+fn not_read(reason: &std::io::Error) -> String {
+    let told = crate::open_files::told(reason);
+    told.unwrap_or_else(|| {
+        format!("{reason}; give the path of an app.toml that this user may read")
+    })
 }
 
 fn line_of(text: &str, offset: usize) -> usize {

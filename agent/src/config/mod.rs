@@ -7,9 +7,12 @@ mod check;
 mod error;
 mod graph;
 mod keep_alive;
+mod limits;
 mod raw;
+mod reach;
 mod runtime;
 mod sandbox;
+mod shared;
 #[cfg(test)]
 mod tests;
 
@@ -129,6 +132,8 @@ pub struct Limits {
     pub max_payload_bytes: u64,
     /// By how many bytes the payload pools of all its grains and of the agent may grow together.
     pub pool_growth_bytes: u64,
+    /// The most bytes that its queues and payload pools share in memory, extensions included.
+    pub shared_bytes: Option<u64>,
     /// The most requests that are accepted and not yet answered; beyond it callers get 429.
     pub max_in_flight: usize,
     /// The most bytes of request bodies that are being received or not yet answered; beyond it
@@ -149,6 +154,8 @@ pub struct Limits {
     pub spool_bytes: u64,
     /// How often in a second its grains may wake its bus thread in the agent for nothing.
     pub empty_wakes_per_s: u64,
+    /// How often in a second they, and its callers, may wake it at all.
+    pub wakes_per_s: u64,
     /// Memory of the whole sandbox, in bytes.
     pub memory_limit_bytes: Option<u64>,
     /// Processes of the whole sandbox.
@@ -204,6 +211,7 @@ impl Default for Limits {
         Limits {
             max_payload_bytes: 8 << 20,
             pool_growth_bytes: 0,
+            shared_bytes: None,
             max_in_flight: 1024,
             max_bytes_in_flight: 256 << 20,
             queue_length: 1024,
@@ -216,6 +224,7 @@ impl Default for Limits {
             result_ttl: Duration::from_secs(600),
             spool_bytes: bounds.spool_bytes,
             empty_wakes_per_s: bounds.empty_wakes_per_s,
+            wakes_per_s: bounds.wakes_per_s,
             memory_limit_bytes: None,
             // Far above what grains need, far below what a host has.
             pids_limit: Some(4096),
@@ -250,6 +259,10 @@ impl AppSpec {
         })?;
         let mut problems = error::Problems::new(text);
         let spec = check::application(&raw, directory, &mut problems);
+        if let Some(spec) = &spec {
+            shared::check(&raw, spec, &mut problems);
+            reach::check(&raw, spec, &mut problems);
+        }
         match (spec, problems.into_vec()) {
             (Some(spec), problems) if problems.is_empty() => Ok(spec),
             (_, problems) => Err(ConfigError::Invalid {

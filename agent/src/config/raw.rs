@@ -51,6 +51,7 @@ pub(super) struct Grain {
 pub(super) struct Limits {
     pub max_payload_bytes: Option<Spanned<i64>>,
     pub pool_growth_mb: Option<Spanned<i64>>,
+    pub shared_mb: Option<Spanned<i64>>,
     pub max_in_flight: Option<Spanned<i64>>,
     pub max_bytes_in_flight: Option<Spanned<i64>>,
     pub queue_length: Option<Spanned<i64>>,
@@ -61,6 +62,7 @@ pub(super) struct Limits {
     pub result_ttl_s: Option<Spanned<i64>>,
     pub spool_mb: Option<Spanned<i64>>,
     pub empty_wakes_per_s: Option<Spanned<i64>>,
+    pub wakes_per_s: Option<Spanned<i64>>,
     pub memory_limit_mb: Option<Spanned<i64>>,
     pub pids: Option<Spanned<i64>>,
     pub cpu: Option<Spanned<f64>>,

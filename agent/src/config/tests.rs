@@ -1,4 +1,5 @@
 mod keep_alive;
+mod limits;
 mod sandbox;
 
 use std::os::unix::fs::PermissionsExt;

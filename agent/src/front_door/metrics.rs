@@ -238,7 +238,9 @@ fn limits(registry: &mut Registry, apps: &[AppStatus]) {
             let labels = OfLimit { app, limit };
             let counter = hits.get_or_create_owned(&labels);
             counter.inner().store(state.hits, Ordering::Relaxed);
-            now.get_or_create_owned(&labels).set(state.now);
+            if let Some(used) = state.now {
+                now.get_or_create_owned(&labels).set(used);
+            }
             most.get_or_create_owned(&labels).set(state.limit);
         }
     }

@@ -113,6 +113,10 @@ fn obey(order: &str, context: &Context<'_>) -> Result<(), HandlerError> {
             let bytes = vec![1u8; usize::try_from(number << 20).unwrap_or(0)];
             std::hint::black_box(&bytes);
         }
+        "spin" => {
+            let begin = std::time::Instant::now();
+            while begin.elapsed() < Duration::from_millis(number) {}
+        }
         "crowd" => crowd(number)?,
         "vandalise" => vandalise(Duration::from_millis(number))?,
         _ => {}

@@ -10,9 +10,13 @@ mod fleet;
 #[path = "../processes/harness.rs"]
 mod harness;
 mod idle;
+mod kernel_limits;
 mod kills;
 mod logs;
 mod network;
 mod rounds;
 mod service;
+mod shared;
+mod starts;
 mod view;
+mod wakes;

@@ -2,12 +2,14 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use landlock::{
     ABI, Access, AccessFs, BitFlags, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset,
     RulesetAttr, RulesetCreatedAttr, Scope,
 };
+
+use crate::Files;
 
 /// The newest ABI whose rights are known here; an older kernel handles what it knows.
 const KNOWN: ABI = ABI::V6;
@@ -84,6 +86,18 @@ fn opened(path: &Path, access: BitFlags<AccessFs>) -> Option<(PathFd, BitFlags<A
         access & AccessFs::from_file(KNOWN)
     };
     Some((fd, access))
+}
+
+/// Whether grains of a sandbox with these files may read `path`, which is absolute and leads
+/// through no link. Looks at the disk.
+#[must_use]
+pub fn is_readable(files: &Files, path: &Path) -> bool {
+    let given = files.read.iter().chain(&files.write).map(PathBuf::as_path);
+    let mut all = given.chain(SYSTEM.map(Path::new));
+    all.any(|granted| {
+        let real = granted.canonicalize();
+        real.is_ok_and(|granted| path.starts_with(granted))
+    })
 }
 
 /// Whether there is such a path, so that one that is declared in vain can be told of.

@@ -18,6 +18,7 @@ use std::thread;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, connect, socket};
 use seccompiler::sock_filter;
 
+pub use files::is_readable;
 use files::ruleset;
 pub(crate) use files::{SCRATCH, exists};
 pub(crate) use limits::{Limit, limits, process_limit};

@@ -104,6 +104,10 @@ impl Supervisor {
                 self.quarantine(id, worker, reason)
             }
             Ok(Request::Activity) => self.tell_activity(id),
+            Ok(Request::Limits) => {
+                let limits = self.cgroups.accounts.look();
+                self.reply(id, &Reply::Limits { limits }, &[])
+            }
             Ok(Request::Unload { worker }) if self.connections.owner == Some(id) => {
                 self.unload(worker);
                 self.reply(id, &Reply::Noted, &[])

@@ -7,16 +7,18 @@ use rustix::fs::{AtFlags, Mode, OFlags, mkdirat, openat, unlinkat};
 use rustix::io::Errno;
 use rustix::process::Pid;
 
+use super::accounts::Accounts;
 use super::processes;
-use crate::IsolationItem;
 use crate::cgroup::{self, MEMORY};
+use crate::{IsolationItem, SandboxSpec};
 
 /// The cgroups in which families are born.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct FamilyCgroups {
     v2: Option<OwnedFd>,
     v1_memory: Option<OwnedFd>,
     v2_memory: bool,
+    pub(super) accounts: Accounts,
 }
 
 /// Where one family lives.
@@ -31,13 +33,18 @@ pub(super) struct Cage {
 }
 
 impl FamilyCgroups {
-    /// Takes the sandbox's directories; `limits` says whether any worker has a limit of its own.
+    /// Takes the sandbox's directories.
     pub(super) fn new(
+        spec: &SandboxSpec,
         directories: Vec<(String, OwnedFd)>,
-        limits: bool,
         report: &mut Vec<IsolationItem>,
     ) -> FamilyCgroups {
-        let mut found = FamilyCgroups::default();
+        let mut workers = spec.workers.iter();
+        let limits = workers.any(|worker| worker.memory_limit_bytes.is_some());
+        let mut found = FamilyCgroups {
+            accounts: Accounts::new(spec, &directories),
+            ..FamilyCgroups::default()
+        };
         for (name, directory) in directories {
             match name.as_str() {
                 cgroup::V2 => found.v2 = Some(directory),
@@ -113,13 +120,14 @@ impl FamilyCgroups {
     /// Removes the directories of a family that is gone. What stays goes with the sandbox.
     pub(super) fn remove(&self, cage: &mut Cage) {
         let cage = std::mem::take(cage);
-        for parent in self
-            .v2
-            .iter()
-            .chain(&self.v1_memory)
-            .filter(|_| !cage.name.is_empty())
-        {
-            let _ = unlinkat(parent, &cage.name, AtFlags::REMOVEDIR);
+        if cage.name.is_empty() {
+            return;
+        }
+        let killed = self.accounts.killed_in(&cage.name);
+        let unlink = |parent| unlinkat(parent, &cage.name, AtFlags::REMOVEDIR);
+        let _ = self.v2.as_ref().map(unlink);
+        if self.v1_memory.as_ref().map(unlink) == Some(Ok(())) {
+            self.accounts.bury(killed);
         }
     }
 }

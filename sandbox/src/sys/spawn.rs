@@ -8,6 +8,7 @@ use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
+use rustix::io::Errno;
 use rustix::process::Pid;
 
 use super::GiveUp;
@@ -90,7 +91,9 @@ impl SpawnError {
     /// Whether clone3 or the namespaces that it made were refused, so that asking for less may
     /// help.
     pub(crate) fn of_clone(&self) -> bool {
-        self.step == STEPS[0] || self.step == STEPS[2]
+        let no_descriptor = [libc::EMFILE, libc::ENFILE].map(Some);
+        let refused = !no_descriptor.contains(&self.source.raw_os_error());
+        refused && (self.step == STEPS[0] || self.step == STEPS[2])
     }
 }
 
@@ -214,7 +217,16 @@ fn clone_args(flags: u64, cgroup: Option<BorrowedFd<'_>>, pidfd: &mut RawFd) -> 
 }
 
 fn above_the_childs(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    Ok(rustix::io::fcntl_dupfd_cloexec(fd, FDS_MAX as RawFd)?)
+    let copied = rustix::io::fcntl_dupfd_cloexec(fd, FDS_MAX as RawFd);
+    // The lowest allowed number is beyond the limit of descriptors.
+    let want = |error| {
+        if error == Errno::INVAL {
+            Errno::MFILE
+        } else {
+            error
+        }
+    };
+    Ok(copied.map_err(want)?)
 }
 
 fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-use crate::bridge::{AppStatus, BusCounts, GrainState};
+use crate::bridge::{AppStatus, BusCounts, GrainState, LimitState};
 use crate::control::AgentStatus;
 
 /// An agent's status, and when.
@@ -46,6 +46,7 @@ pub(super) struct App {
     pub(super) backup_queue: usize,
     pub(super) backup_high_water: usize,
     pub(super) wakes_per_s: f64,
+    pub(super) limits: Vec<LimitState>,
     pub(super) grains: Vec<Grain>,
 }
 
@@ -120,6 +121,7 @@ fn app(agent: &AgentStatus, new: &AppStatus, old: &AppStatus, seconds: f64) -> A
         backup_queue: of_agent.waiting,
         backup_high_water: of_agent.high_water,
         wakes_per_s: rate_of("woken", &of_agent, &old_of_agent, seconds),
+        limits: new.limits.clone(),
         grains: new.grains.iter().map(grain).collect(),
     }
 }

@@ -31,6 +31,8 @@ pub struct Receiver<M> {
     refusals: Refusals,
 }
 
+/// After so many messages of a lane the next one has its turn, however full this one is.
+const TURN: u64 = 64;
 /// So many messages in a row are a stream.
 const STREAK_MIN: u32 = 4;
 /// Pauses of the processor that a consumer leaves to a producer: about 1.5 us.
@@ -180,8 +182,8 @@ impl<M: Memory> Receiver<M> {
             delivery.source = lane.source;
             delivery.ack = ack_of_cursor(index, lane.head_at, position);
             delivery.attempt = count_attempt(&self.own, lane.head_at, position);
-            self.next_lane = index;
-            self.streak += 1;
+            self.streak = self.streak.wrapping_add(1);
+            self.next_lane = index + usize::from(lane.position % TURN == 0);
             return Ok(Some(Place {
                 lane: index,
                 position,

@@ -4,6 +4,7 @@ mod counters;
 mod pool;
 mod repeated;
 mod resting;
+mod turns;
 
 use sandpipe_abi::MessageId;
 

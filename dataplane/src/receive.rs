@@ -183,7 +183,7 @@ impl<M: Memory> Receiver<M> {
             delivery.ack = ack_of_cursor(index, lane.head_at, position);
             delivery.attempt = count_attempt(&self.own, lane.head_at, position);
             self.streak = self.streak.wrapping_add(1);
-            self.next_lane = index + usize::from(lane.position % TURN == 0);
+            self.next_lane = index + usize::from(lane.position.is_multiple_of(TURN));
             return Ok(Some(Place {
                 lane: index,
                 position,

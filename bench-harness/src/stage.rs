@@ -246,6 +246,7 @@ fn spec(app: &str, run_dir: &Path, grains: &[Grain], topology: &Topology) -> San
         isolation: Isolation::default(),
         memory_limit_bytes: None,
         pids_limit: None,
+        instances_limit: None,
         cpu_limit_millicores: None,
         files: Files {
             read: grains.iter().flat_map(|it| it.reads.clone()).collect(),
@@ -267,6 +268,7 @@ fn worker_config(app: &str, grains: &[Grain], index: usize, grain: &Grain) -> Wo
         mode: grain.mode,
         concurrency: 1,
         spares: grain.spares,
+        shared_instances: None,
         time_limit_ms: 30_000,
         max_attempts: 1,
         back_off: BackOff::default(),

@@ -17,6 +17,10 @@ pub const LOG_MARKS_VARIABLE: &str = "SANDPIPE_LOG_MARKS";
 /// The file descriptor of the worker's socket to its guardian, inherited over exec.
 pub const ATTACH_FD: i32 = 3;
 
+/// The file descriptor of the file in which the grains of an application share instances, inherited
+/// over exec where [`WorkerConfig::shared_instances`] says so.
+pub const SEATS_FD: i32 = 4;
+
 /// What a worker must know of its grain and of the workflow around it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -34,6 +38,10 @@ pub struct WorkerConfig {
     /// Instances forked ahead of their event; 0 = on demand. Only for [`Mode::Fork`].
     #[serde(default)]
     pub spares: u16,
+    /// How many instances all grains of the application may have beside one each; `None` = as many
+    /// as the others' numbers allow.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shared_instances: Option<u32>,
     /// How long one event may take, milliseconds; the instance is killed after it.
     pub time_limit_ms: u64,
     /// How often an event is tried before it counts as failed.

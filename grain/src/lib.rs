@@ -30,6 +30,7 @@ mod logging;
 mod process;
 mod publish;
 mod runtime;
+mod seats;
 mod start;
 mod watch;
 mod worker;

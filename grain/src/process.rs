@@ -5,7 +5,7 @@
 )]
 
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -61,6 +61,20 @@ pub(crate) fn inherited(fd: RawFd) -> io::Result<OwnedFd> {
     // SAFETY: the descriptor is open and was given to this process for this purpose; nobody else
     // in it knows the number.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Takes the lock of one byte of a file, or gives it back; whether that was done. Never waits. It is
+/// this process's alone, and goes with it; closing any descriptor of the file here gives it back.
+pub(crate) fn lock_byte(file: &OwnedFd, at: u32, take: bool) -> bool {
+    // SAFETY: all zeros is a valid flock, and the kernel only reads it.
+    let mut lock: libc::flock = unsafe { std::mem::zeroed() };
+    let kind = if take { libc::F_WRLCK } else { libc::F_UNLCK };
+    lock.l_type = kind as libc::c_short;
+    lock.l_whence = libc::SEEK_SET as libc::c_short;
+    lock.l_start = libc::off_t::from(at);
+    lock.l_len = 1;
+    // SAFETY: the descriptor is open, and the lock outlives the call.
+    unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLK, &raw const lock) == 0 }
 }
 
 /// How a child has ended, without reaping it; `None` while it lives. Its process id stays taken,

@@ -4,6 +4,8 @@
 //! once ([`Watch`]). SIGTERM moves the word that the thread sleeps on, so that nothing that arrives
 //! between its last look and its sleep is missed.
 
+mod instances;
+
 use std::io;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -14,10 +16,11 @@ use sandpipe::wait::Watched;
 use sandpipe::{Bus, Delivery, Mapping, PARK_MAX, Participant, SlotIndex, Tally, monotonic_ns};
 
 use crate::board::{Board, Reason, SlotUse};
-use crate::config::{Mode, WorkerConfig};
-use crate::instance::{EXIT_STALE, Forked, LoadTimes, Seat, log, log_refusal};
-use crate::process::{self, Ended, Fork};
+use crate::config::WorkerConfig;
+use crate::instance::{EXIT_STALE, LoadTimes, Seat, log};
+use crate::process::{self, Ended};
 use crate::runtime::Runtime;
+use crate::seats::Seats;
 use crate::watch::Watch;
 
 /// Pauses after an instance that died before it took an event, or a fork that failed.
@@ -42,6 +45,7 @@ pub(crate) struct Worker<R> {
     tally: Tally<Mapping>,
     watch: Watch,
     board: Board,
+    seats: Seats,
     runtime: R,
     times: LoadTimes,
     pid: u32,
@@ -71,6 +75,7 @@ impl<R: Runtime> Worker<R> {
         let board = Board::new(config.slots(), config.concurrency)?;
         process::catch_terminate(bus.bell(bus.family()), board.page().clone());
         Ok(Worker {
+            seats: Seats::open(config.family, config.shared_instances)?,
             watch: Watch::open(participant.as_fd())?,
             participant: Some(participant),
             tally: bus.tally(SlotIndex(0)),
@@ -131,103 +136,6 @@ impl<R: Runtime> Worker<R> {
         }
     }
 
-    fn on_demand(&self) -> bool {
-        self.config.mode == Mode::Fork && self.config.spares == 0
-    }
-
-    fn make_instances(&mut self) {
-        if self.not_before.is_some_and(|then| Instant::now() < then) {
-            return;
-        }
-        self.not_before = None;
-        if let Some((slot, delivery)) = self.held.take() {
-            self.fork(Seat::new(&self.bus, slot), Some(delivery));
-        }
-        if self.on_demand() {
-            while self.not_before.is_none()
-                && let Some(mut seat) = self.take_seat()
-            {
-                let claimed = seat.claimer.claim(monotonic_ns);
-                if let Some(refusal) = seat.claimer.take_refusal() {
-                    log_refusal(&self.config, &refusal);
-                }
-                let Some(delivery) = claimed else {
-                    self.ready = Some(seat);
-                    return;
-                };
-                self.fork(seat, Some(delivery));
-            }
-            return;
-        }
-        while self.not_before.is_none() && self.wants_more() {
-            let Some(seat) = self.take_seat() else { return };
-            self.fork(seat, None);
-        }
-    }
-
-    /// Whether fewer instances wait for events than should.
-    fn wants_more(&self) -> bool {
-        match self.config.mode {
-            Mode::Pool => self.children.iter().flatten().count() < self.config.concurrency.into(),
-            Mode::Fork => self.board.count(SlotUse::Idle) < self.config.spares.into(),
-        }
-    }
-
-    /// The next free slot, made ready.
-    fn take_seat(&mut self) -> Option<Seat> {
-        self.ready.take().or_else(|| {
-            let held = self.held.map(|(slot, _)| slot);
-            let mut slots = (1..self.config.slots()).map(SlotIndex);
-            let free = slots
-                .find(|&slot| self.children[usize::from(slot.0)].is_none() && Some(slot) != held)?;
-            Some(Seat::new(&self.bus, free))
-        })
-    }
-
-    fn fork(&mut self, seat: Seat, handed: Option<Delivery>) {
-        let slot = seat.slot;
-        let what = handed.map_or(SlotUse::Idle, |_| SlotUse::Busy);
-        self.board.set_use(slot, what);
-        self.runtime.before_fork();
-        match self.runtime.fork() {
-            Ok(Fork::Child) => {
-                // The worker's line to the guardian is not the instance's, nor what it watches.
-                self.participant = None;
-                self.watch.close();
-                let forked = Forked {
-                    config: &self.config,
-                    bus: &self.bus,
-                    board: &self.board,
-                    runtime: &mut self.runtime,
-                    seat,
-                    times: self.times,
-                    parent: self.pid,
-                };
-                forked.run(handed)
-            }
-            Ok(Fork::Parent(pid)) => {
-                // The child has better things to do.
-                self.bus.hold_slot(slot, pid.cast_unsigned());
-                self.children[usize::from(slot.0)] = Some(Child {
-                    pid,
-                    over_time: false,
-                    watched: self.watch.child(slot, pid),
-                });
-            }
-            Err(error) => {
-                log(
-                    &self.config,
-                    format_args!("cannot fork: {error}; trying again"),
-                );
-                self.held = handed.map(|delivery| (slot, delivery));
-                if handed.is_none() {
-                    self.free(slot);
-                }
-                self.pause();
-            }
-        }
-    }
-
     /// Makes a slot free for the next instance: carries out what its holder had committed, and
     /// gives back what it had taken.
     fn free(&mut self, slot: SlotIndex) -> Repair {
@@ -266,6 +174,7 @@ impl<R: Runtime> Worker<R> {
             };
             process::reap(child.pid);
             self.children[index] = None;
+            self.seats.give_back();
             self.bury(slot, child, ended);
         }
     }

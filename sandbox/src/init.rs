@@ -11,6 +11,7 @@ mod output;
 mod participant;
 mod processes;
 mod root;
+mod seats;
 mod setup;
 mod shutdown;
 mod supervisor;

@@ -1,17 +1,17 @@
 use serde::{Deserialize, Serialize};
 
-/// A limit that the kernel keeps for a sandbox, and how it stands, as its cgroup tells.
+/// A limit that the kernel, or the workers together, keep for a sandbox, and how it stands.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KernelLimit {
     /// What it limits.
     pub kind: KernelLimitKind,
-    /// The limit: bytes, processes and threads, thousandths of a core. Where only workers have a
+    /// The limit: bytes, processes and threads, thousandths of a core, instances. Where only workers have a
     /// limit of memory, theirs together.
     pub limit: u64,
     /// How much is used now, where the kernel tells.
     pub now: Option<u64>,
     /// How often it held since the sandbox was made: processes that were ended for want of memory,
-    /// forks that were refused, periods of 100 ms in which the sandbox had to wait for its cores.
+    /// forks or instances that were refused, periods of 100 ms in which the sandbox had to wait for its cores.
     pub hits: u64,
 }
 
@@ -25,4 +25,6 @@ pub enum KernelLimitKind {
     Pids,
     /// Processor time.
     Cpu,
+    /// Instances of all grains together, as their workers say.
+    Instances,
 }

@@ -32,6 +32,11 @@ pub struct SandboxSpec {
     /// Limit of the application's processes and threads.
     #[serde(default)]
     pub pids_limit: Option<u64>,
+    /// Limit of the instances that all grains have together; at least one for each. Workers share
+    /// a file of it, their descriptor 4; they keep the limit, and are not held to it: see
+    /// `pids_limit`.
+    #[serde(default)]
+    pub instances_limit: Option<u64>,
     /// Limit of the whole application's processor time, in thousandths of a core (10 or more).
     #[serde(default)]
     pub cpu_limit_millicores: Option<u64>,

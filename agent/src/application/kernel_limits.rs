@@ -14,6 +14,7 @@ fn state(limit: KernelLimit) -> LimitState {
         KernelLimitKind::Memory => ("memory_limit_mb", 20),
         KernelLimitKind::Pids => ("pids", 0),
         KernelLimitKind::Cpu => ("cpu", 0),
+        KernelLimitKind::Instances => ("instances", 0),
     };
     LimitState {
         name: name.into(),

@@ -78,6 +78,7 @@ impl Source {
             },
             memory_limit_bytes: app.limits.memory_limit_bytes,
             pids_limit: app.limits.pids_limit,
+            instances_limit: app.limits.instances,
             cpu_limit_millicores: app.limits.cpu_limit_millicores,
             files: files(app),
             // Who forces a waiter on the grains lets them have it.

@@ -160,6 +160,7 @@ pub fn end_sandbox(run: &Path, app: &str) -> Result<(), sandpipe_sandbox::Sandbo
         isolation: Isolation::NONE,
         memory_limit_bytes: None,
         pids_limit: None,
+        instances_limit: None,
         cpu_limit_millicores: None,
         files: Files::default(),
         io_uring: false,

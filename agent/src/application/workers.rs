@@ -133,6 +133,11 @@ fn config(spec: &AppSpec, index: usize, grain: &GrainSpec, copies: bool) -> Work
         mode,
         concurrency: grain.concurrency,
         spares,
+        // One of them is each grain's own.
+        shared_instances: spec.limits.instances.map(|limit| {
+            let shared = limit.saturating_sub(spec.grains.len() as u64);
+            u32::try_from(shared).unwrap_or(u32::MAX)
+        }),
         time_limit_ms: u64::try_from(grain.time_limit.as_millis()).unwrap_or(u64::MAX),
         max_attempts: spec.limits.max_attempts,
         back_off: spec.limits.back_off,

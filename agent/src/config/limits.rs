@@ -45,6 +45,8 @@ pub(super) fn limits(raw: Option<&raw::Limits>, problems: &mut Problems<'_>) -> 
         max_ms: read("retry_max_ms", &raw.retry_max_ms, 0..=3_600_000, 5_000),
     };
     let ttl_s = read("result_ttl_s", &raw.result_ttl_s, 1..=604_800, 600);
+    let instances = raw.instances.as_ref();
+    let instances = instances.map(|_| read("instances", &raw.instances, 1..=100_000, 1));
     let pids = raw
         .pids
         .as_ref()
@@ -64,6 +66,7 @@ pub(super) fn limits(raw: Option<&raw::Limits>, problems: &mut Problems<'_>) -> 
         back_off,
         result_ttl: Duration::from_secs(ttl_s),
         memory_limit_bytes: memory_limit(raw.memory_limit_mb.as_ref(), problems),
+        instances,
         pids_limit: pids.or(base.pids_limit),
         cpu_limit_millicores: raw.cpu.as_ref().and_then(|cpu| millicores(cpu, problems)),
         ..limits

@@ -6,6 +6,7 @@ mod agent;
 mod check;
 mod error;
 mod graph;
+mod instances;
 mod keep_alive;
 mod limits;
 mod raw;
@@ -160,6 +161,8 @@ pub struct Limits {
     pub memory_limit_bytes: Option<u64>,
     /// Processes of the whole sandbox.
     pub pids_limit: Option<u64>,
+    /// Instances of all grains together, at least one for each.
+    pub instances: Option<u64>,
     /// Processor time of the whole sandbox, in thousandths of a core.
     pub cpu_limit_millicores: Option<u64>,
 }
@@ -228,6 +231,7 @@ impl Default for Limits {
             memory_limit_bytes: None,
             // Far above what grains need, far below what a host has.
             pids_limit: Some(4096),
+            instances: None,
             cpu_limit_millicores: None,
         }
     }
@@ -261,6 +265,7 @@ impl AppSpec {
         let spec = check::application(&raw, directory, &mut problems);
         if let Some(spec) = &spec {
             shared::check(&raw, spec, &mut problems);
+            instances::check(&raw, spec, &mut problems);
             reach::check(&raw, spec, &mut problems);
         }
         match (spec, problems.into_vec()) {

@@ -65,6 +65,7 @@ pub(super) struct Limits {
     pub wakes_per_s: Option<Spanned<i64>>,
     pub memory_limit_mb: Option<Spanned<i64>>,
     pub pids: Option<Spanned<i64>>,
+    pub instances: Option<Spanned<i64>>,
     pub cpu: Option<Spanned<f64>>,
 }
 

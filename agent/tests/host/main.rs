@@ -10,6 +10,7 @@ mod fleet;
 #[path = "../processes/harness.rs"]
 mod harness;
 mod idle;
+mod instances;
 mod kernel_limits;
 mod kills;
 mod logs;

@@ -90,6 +90,7 @@ pub fn settings(mode: Mode, concurrency: u16, spares: u16) -> WorkerConfig {
         mode,
         concurrency,
         spares,
+        shared_instances: None,
         time_limit_ms: 10_000,
         max_attempts: 3,
         back_off: BackOff::default(),

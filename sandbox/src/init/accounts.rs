@@ -2,16 +2,19 @@
 //! which has them open. What cannot be read is left out.
 
 use std::cell::Cell;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{Dir, FileType};
 
+use super::seats::Seats;
 use crate::cgroup::{V2, read_at};
 use crate::{KernelLimit, KernelLimitKind, SandboxSpec};
 
 /// Where one limit's figures stand.
 struct Account {
     kind: KernelLimitKind,
+    figures: Figures,
     limit: u64,
     directory: OwnedFd,
     /// Of v1 the counts of a worker's own cgroup are not in its parent's.
@@ -22,6 +25,8 @@ struct Account {
 #[derive(Default)]
 pub(super) struct Accounts {
     all: Vec<Account>,
+    /// The instances that the workers share.
+    pub(super) seats: Option<Seats>,
     /// Kills for want of memory in v1 cgroups that were removed.
     buried: Cell<u64>,
 }
@@ -29,19 +34,22 @@ pub(super) struct Accounts {
 impl Accounts {
     /// Finds the cgroup that keeps each limit of `spec`. Without a descriptor for it the limit is
     /// left out.
-    pub(super) fn new(spec: &SandboxSpec, directories: &[(String, OwnedFd)]) -> Accounts {
+    ///
+    /// # Errors
+    /// Without memory or a descriptor for the file that workers share.
+    pub(super) fn new(
+        spec: &SandboxSpec,
+        directories: &[(String, OwnedFd)],
+    ) -> io::Result<Accounts> {
         let of_workers = spec.workers.iter().map(|worker| worker.memory_limit_bytes);
         let of_workers = of_workers.flatten().reduce(u64::saturating_add);
+        let memory = spec.memory_limit_bytes.or(of_workers);
         let limits = [
-            (
-                KernelLimitKind::Memory,
-                spec.memory_limit_bytes.or(of_workers),
-            ),
-            (KernelLimitKind::Pids, spec.pids_limit),
-            (KernelLimitKind::Cpu, spec.cpu_limit_millicores),
+            (KernelLimitKind::Memory, MEMORY, memory),
+            (KernelLimitKind::Pids, PIDS, spec.pids_limit),
+            (KernelLimitKind::Cpu, CPU, spec.cpu_limit_millicores),
         ];
-        let account = |(kind, limit): (KernelLimitKind, Option<u64>)| {
-            let figures = Figures::of(kind);
+        let account = |(kind, figures, limit): (KernelLimitKind, Figures, Option<u64>)| {
             let has_it = |(name, directory): &&(String, OwnedFd)| {
                 name == V2 && read_at(directory.as_fd(), figures.v2_limit).is_ok()
             };
@@ -49,26 +57,32 @@ impl Accounts {
             let v1 = || directories.iter().find(|(name, _)| name == figures.name);
             let (name, directory) = v2.or_else(v1)?;
             Some(Account {
-                kind,
-                limit: limit?,
-                directory: directory.try_clone().ok()?,
                 v1: name != V2,
+                directory: directory.try_clone().ok()?,
+                limit: limit?,
+                kind,
+                figures,
             })
         };
-        Accounts {
+        let workers = spec.workers.len();
+        let seats = spec
+            .instances_limit
+            .map(|limit| Seats::make(limit, workers));
+        Ok(Accounts {
+            seats: seats.transpose()?,
             all: limits.into_iter().filter_map(account).collect(),
             buried: Cell::default(),
-        }
+        })
     }
 
     /// How they stand. A few short reads; blocks for nothing.
     pub(super) fn look(&self) -> Vec<KernelLimit> {
         let state = |account: &Account| {
-            let figures = Figures::of(account.kind);
+            let figures = &account.figures;
             let directory = account.directory.as_fd();
-            let mut hits = hits(directory, "", &figures, account.v1)?;
+            let mut hits = hits(directory, "", figures, account.v1)?;
             if account.v1 && account.kind == KernelLimitKind::Memory {
-                hits += self.buried.get() + of_children(directory, &figures);
+                hits += self.buried.get() + of_children(directory, figures);
             }
             let (now, _) = figures.files(account.v1);
             Some(KernelLimit {
@@ -78,16 +92,16 @@ impl Accounts {
                 hits,
             })
         };
-        self.all.iter().filter_map(state).collect()
+        let seats = self.seats.iter().map(Seats::look);
+        self.all.iter().filter_map(state).chain(seats).collect()
     }
 
     /// What the v1 cgroup of a worker has counted.
     pub(super) fn killed_in(&self, name: &str) -> u64 {
         let of_v1 = |account: &&Account| account.v1 && account.kind == KernelLimitKind::Memory;
         let account = self.all.iter().find(of_v1);
-        let figures = Figures::of(KernelLimitKind::Memory);
         let below = format!("{name}/");
-        let killed = account.and_then(|a| hits(a.directory.as_fd(), &below, &figures, true));
+        let killed = account.and_then(|a| hits(a.directory.as_fd(), &below, &a.figures, true));
         killed.unwrap_or(0)
     }
 
@@ -110,33 +124,29 @@ struct Figures {
     line: &'static str,
 }
 
-impl Figures {
-    fn of(kind: KernelLimitKind) -> Figures {
-        match kind {
-            KernelLimitKind::Memory => Figures {
-                name: "memory",
-                v2_limit: "memory.max",
-                v1: (Some("memory.usage_in_bytes"), "memory.oom_control"),
-                v2: (Some("memory.current"), "memory.events"),
-                line: "oom_kill",
-            },
-            KernelLimitKind::Pids => Figures {
-                name: "pids",
-                v2_limit: "pids.max",
-                v1: (Some("pids.current"), "pids.events"),
-                v2: (Some("pids.current"), "pids.events"),
-                line: "max",
-            },
-            KernelLimitKind::Cpu => Figures {
-                name: "cpu",
-                v2_limit: "cpu.max",
-                v1: (None, "cpu.stat"),
-                v2: (None, "cpu.stat"),
-                line: "nr_throttled",
-            },
-        }
-    }
+const MEMORY: Figures = Figures {
+    name: "memory",
+    v2_limit: "memory.max",
+    v1: (Some("memory.usage_in_bytes"), "memory.oom_control"),
+    v2: (Some("memory.current"), "memory.events"),
+    line: "oom_kill",
+};
+const PIDS: Figures = Figures {
+    name: "pids",
+    v2_limit: "pids.max",
+    v1: (Some("pids.current"), "pids.events"),
+    v2: (Some("pids.current"), "pids.events"),
+    line: "max",
+};
+const CPU: Figures = Figures {
+    name: "cpu",
+    v2_limit: "cpu.max",
+    v1: (None, "cpu.stat"),
+    v2: (None, "cpu.stat"),
+    line: "nr_throttled",
+};
 
+impl Figures {
     fn files(&self, v1: bool) -> (Option<&'static str>, &'static str) {
         if v1 { self.v1 } else { self.v2 }
     }

@@ -38,11 +38,11 @@ impl FamilyCgroups {
         spec: &SandboxSpec,
         directories: Vec<(String, OwnedFd)>,
         report: &mut Vec<IsolationItem>,
-    ) -> FamilyCgroups {
+    ) -> io::Result<FamilyCgroups> {
         let mut workers = spec.workers.iter();
         let limits = workers.any(|worker| worker.memory_limit_bytes.is_some());
         let mut found = FamilyCgroups {
-            accounts: Accounts::new(spec, &directories),
+            accounts: Accounts::new(spec, &directories)?,
             ..FamilyCgroups::default()
         };
         for (name, directory) in directories {
@@ -53,7 +53,7 @@ impl FamilyCgroups {
             }
         }
         if !limits {
-            return found;
+            return Ok(found);
         }
         found.v2_memory = match &found.v2 {
             Some(v2) if cgroup::has_controller(v2.as_fd(), MEMORY.name) => {
@@ -61,7 +61,7 @@ impl FamilyCgroups {
                     Ok(()) => true,
                     Err(error) => {
                         report.push(IsolationItem::off("worker memory limit", error, ""));
-                        return found;
+                        return Ok(found);
                     }
                 }
             }
@@ -77,7 +77,7 @@ impl FamilyCgroups {
                 remedy,
             )
         });
-        found
+        Ok(found)
     }
 
     /// Makes the directories of a family's next incarnation and writes its limit.

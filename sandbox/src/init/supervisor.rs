@@ -76,7 +76,7 @@ impl Supervisor {
             .collect();
         let mut isolation = setup::furnish(&boot, &cgroups);
         let confinement = setup::confinement(&boot, &mut isolation);
-        let cgroups = FamilyCgroups::new(&boot.spec, cgroups, &mut isolation);
+        let cgroups = FamilyCgroups::new(&boot.spec, cgroups, &mut isolation)?;
         let topology = Topology::decode(&boot.spec.topology)
             .map_err(|error| io::Error::other(format!("topology: {error}")))?;
         let families = topology.families().len();

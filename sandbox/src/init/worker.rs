@@ -13,6 +13,7 @@ use super::backoff::Backoff;
 use super::family::{Cage, FamilyCgroups};
 use super::output::{Output, Sink};
 use super::participant::Participant;
+use super::seats::Seats;
 use crate::confine::Confinement;
 use crate::sys::{self, Plan};
 use crate::{WorkerSpec, WorkerState};
@@ -107,7 +108,7 @@ impl Worker {
         self.reloaded = matches!(self.phase, Phase::Unloaded);
         self.cage = cgroups.cage(self.family.0, self.starts, self.spec.memory_limit_bytes);
         self.starts += 1;
-        match self.try_start(confinement, guardian) {
+        match self.try_start(cgroups, confinement, guardian) {
             Ok(process) => self.phase = Phase::Starting(process),
             Err(reason) => {
                 self.last_exit = reason;
@@ -119,6 +120,7 @@ impl Worker {
 
     fn try_start(
         &mut self,
+        cgroups: &FamilyCgroups,
         confinement: &Confinement,
         guardian: &mut Guardian,
     ) -> Result<Process, String> {
@@ -141,6 +143,8 @@ impl Worker {
             .map_err(|error| format!("its file rules: {error}"))?;
         let working_dir = c_string(working_dir.as_os_str().as_bytes());
         let enter: Vec<_> = self.cage.enter.iter().map(AsFd::as_fd).collect();
+        let mut fds = vec![null.as_fd(), writer.as_fd(), writer.as_fd(), theirs.as_fd()];
+        fds.extend(cgroups.accounts.seats.iter().map(Seats::file));
         let mut plan = Plan {
             namespaces: 0,
             user_map: None,
@@ -149,7 +153,7 @@ impl Worker {
             program: None,
             argv: &argv,
             env: &env,
-            fds: &[null.as_fd(), writer.as_fd(), writer.as_fd(), theirs.as_fd()],
+            fds: &fds,
             working_dir: Some(&working_dir),
             give_up: prepared.give_up(),
             oom_score_adj: Some(OOM_SCORE_ADJ),
@@ -297,6 +301,9 @@ impl Worker {
             return;
         }
         cgroups.remove(&mut self.cage);
+        if let Some(seats) = &cgroups.accounts.seats {
+            seats.left(self.family);
+        }
         self.last_tail = self.output.end(self.log.as_ref().or(agent_log));
         guardian.repair_family(self.family);
         let unloaded = std::mem::take(&mut self.unloading);

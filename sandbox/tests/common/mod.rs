@@ -81,6 +81,7 @@ impl Scene {
             isolation: Isolation::default(),
             memory_limit_bytes: None,
             pids_limit: None,
+            instances_limit: None,
             cpu_limit_millicores: None,
             // The workers of these tests write down what they see.
             files: Files {

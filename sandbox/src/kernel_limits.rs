@@ -5,13 +5,14 @@ use serde::{Deserialize, Serialize};
 pub struct KernelLimit {
     /// What it limits.
     pub kind: KernelLimitKind,
-    /// The limit: bytes, processes and threads, thousandths of a core, instances. Where only workers have a
-    /// limit of memory, theirs together.
+    /// The limit: bytes, processes and threads, thousandths of a core, instances. Where only
+    /// workers have a limit of memory, theirs together.
     pub limit: u64,
     /// How much is used now, where the kernel tells.
     pub now: Option<u64>,
     /// How often it held since the sandbox was made: processes that were ended for want of memory,
-    /// forks or instances that were refused, periods of 100 ms in which the sandbox had to wait for its cores.
+    /// forks or instances that were refused, periods of 100 ms in which the sandbox had to wait for
+    /// its cores.
     pub hits: u64,
 }
 

@@ -33,11 +33,15 @@ impl Line {
         wire::send_json(&self.socket, request, fds)?;
         self.owed += 1;
         loop {
-            let received = wire::receive(self.socket.as_fd())?;
-            let received = received.ok_or(io::ErrorKind::ConnectionReset)?;
+            let received = match wire::receive(self.socket.as_fd()) {
+                Ok(received) => Ok(received.ok_or(io::ErrorKind::ConnectionReset)?),
+                // Cut short for want of a descriptor, it has come all the same.
+                Err(error) if error.kind() == io::ErrorKind::InvalidData => Err(error),
+                Err(error) => return Err(error),
+            };
             self.owed -= 1;
             if self.owed == 0 {
-                return Ok(received);
+                return received;
             }
         }
     }
@@ -52,6 +56,21 @@ mod tests {
 
     use super::*;
     use crate::wire::Reply;
+
+    #[test]
+    fn a_reply_that_is_cut_short_is_owed_no_more() {
+        let kind = SocketType::SEQPACKET;
+        let pair = socketpair(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None);
+        let (ours, init) = pair.unwrap();
+        set_socket_timeout(&ours, Timeout::Recv, Some(Duration::from_secs(20))).unwrap();
+        let mut line = Line::new(ours);
+        wire::send(init.as_fd(), &[b' '; wire::PACKET_BYTES_MAX + 1], &[]).unwrap();
+        let error = line.ask(&Request::Status, &[]).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+        wire::send_json(&init, &Reply::Noted, &[]).unwrap();
+        let reply = line.ask(&Request::Status, &[]).unwrap().0;
+        assert!(String::from_utf8(reply).unwrap().contains("noted"));
+    }
 
     #[test]
     fn a_reply_that_comes_too_late_is_not_taken_for_the_next_one() {

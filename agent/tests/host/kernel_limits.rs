@@ -52,8 +52,13 @@ fn hit(fleet: &Fleet, agent: &Agent<'_>, name: &str, limits: &str, order: &str) 
     fleet.deploy(&fleet.write("x", &["a"], limits, ""));
     until("the limit is told", || find(agent, "x", name).is_some());
     assert_eq!(limit(agent, name).hits, 0, "{name}");
-    agent.post("x", order);
-    until("the hit is told", || limit(agent, name).hits > 0);
+    until("the hit is told", || {
+        let answer = agent.post("x", order);
+        eprintln!("{name}: {} {}", answer.status, answer.text());
+        // The kernel is asked once a second.
+        std::thread::sleep(std::time::Duration::from_millis(1100));
+        limit(agent, name).hits > 0
+    });
     assert_named(fleet, agent, name);
     assert_in_json(fleet, name);
     let kept = limit(agent, name);

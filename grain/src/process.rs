@@ -64,7 +64,8 @@ pub(crate) fn inherited(fd: RawFd) -> io::Result<OwnedFd> {
 }
 
 /// Takes the lock of one byte of a file, or gives it back; whether that was done. Never waits. It
-/// is this process's alone, and goes with it; closing any descriptor of the file here gives it back.
+/// is this process's alone, and goes with it; closing any descriptor of the file in this process
+/// gives it back.
 pub(crate) fn lock_byte(file: &OwnedFd, at: u32, take: bool) -> bool {
     // SAFETY: all zeros is a valid flock, and the kernel only reads it.
     let mut lock: libc::flock = unsafe { std::mem::zeroed() };

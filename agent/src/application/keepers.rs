@@ -68,6 +68,6 @@ fn policy_of(policy: KeepAlive) -> Box<dyn keep_alive::KeepAlive> {
     match policy {
         KeepAlive::NeverStop => Box::new(Never),
         KeepAlive::Fixed { idle } => Box::new(Fixed { idle }),
-        KeepAlive::Hybrid => Box::<Hybrid>::default(),
+        KeepAlive::Hybrid { bin } => Box::new(Hybrid::with_bin(bin)),
     }
 }

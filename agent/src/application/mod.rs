@@ -225,6 +225,7 @@ fn workflow(spec: &AppSpec, epoch: u64) -> Workflow {
         epoch,
         max_in_flight: spec.limits.max_in_flight,
         deadline_ms: ms(spec.limits.deadline),
+        max_attempts: spec.limits.max_attempts,
         result_ttl_ms: ms(spec.limits.result_ttl),
     }
 }

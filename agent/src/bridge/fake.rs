@@ -275,6 +275,7 @@ pub(crate) fn workflow(grains: usize) -> Workflow {
         epoch: 1,
         max_in_flight: 64,
         deadline_ms: 60_000,
+        max_attempts: 3,
         result_ttl_ms: 60_000,
     }
 }

@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 
 use super::replace::Replacement;
 use super::status::{AppStatus, GrainState};
-use crate::core::{Reply, Submit};
+use crate::core::{Reply, Submit, WholeLetter};
 use crate::front_door::AppDeadLetters;
 
 /// Whom the core answers: a request of the front door. A client that hung up is nobody.
@@ -27,6 +27,10 @@ pub enum Post {
     Status(oneshot::Sender<AppStatus>),
     /// Which events died?
     DeadLetters(oneshot::Sender<AppDeadLetters>),
+    /// Everything of one of them, if it is there.
+    DeadLetter(MessageId, oneshot::Sender<Option<WholeLetter>>),
+    /// Delete a dead letter.
+    DeleteLetter(MessageId, Waiter),
     /// Send the event of a dead letter again.
     Redrive(MessageId, Waiter),
     /// The grain workers' states have changed: those of the sandbox with this number.

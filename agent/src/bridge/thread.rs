@@ -208,11 +208,12 @@ impl BusThread {
             Post::Submit(submit) if self.replacing.is_some() => self.hold(submit),
             Post::Submit(submit) => self.submit(submit),
             Post::Collect(id, waiter) => self.core.collect(id, waiter),
-            Post::Status(waiter) => {
-                let _ = waiter.send(self.status());
-            }
-            Post::DeadLetters(waiter) => {
-                let _ = waiter.send(self.dead_letters());
+            // Whoever asked may be gone.
+            Post::Status(waiter) => drop(waiter.send(self.status())),
+            Post::DeadLetters(waiter) => drop(waiter.send(self.dead_letters())),
+            Post::DeadLetter(event, waiter) => drop(waiter.send(self.core.dead_letter(event))),
+            Post::DeleteLetter(event, waiter) => {
+                self.core.delete_letter(self.clock.now(), event, waiter);
             }
             Post::Redrive(event, waiter) => self.redrive(event, waiter),
             Post::Workers(number, states) if number == self.source.number() => {

@@ -302,7 +302,10 @@ fn answer_control(
             Question::Status | Question::Shutdown => {
                 return Answer::Status(Box::new(status(&host)));
             }
-            Question::DeadLetters { .. } | Question::Redrive { .. } => {
+            Question::DeadLetters { .. }
+            | Question::DeadLetter { .. }
+            | Question::DeleteDeadLetter { .. }
+            | Question::Redrive { .. } => {
                 return super::bus::answer(&handle, host.door(), question);
             }
             Question::Deploy { file, drain_ms } => {

@@ -1,4 +1,4 @@
-//! `sandpipe bus`: dead letters are listed and sent again.
+//! `sandpipe bus`: dead letters are listed, shown, deleted and sent again.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -6,6 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use tokio::runtime::Handle;
 
+use super::dead_letters::Single;
 use crate::application::{Places, run_dir};
 use crate::control::{Answer, Question, order};
 use crate::front_door::{AppDeadLetters, FrontDoor, Redriven};
@@ -13,7 +14,11 @@ use crate::front_door::{AppDeadLetters, FrontDoor, Redriven};
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
     /// List the events whose attempts were used up, with the reason
-    #[command(after_help = "Examples:\n  sandpipe bus dead\n  sandpipe bus dead shop --json")]
+    #[command(
+        after_help = "Examples:\n  sandpipe bus dead\n  sandpipe bus dead shop --json\n  \
+        sandpipe bus dead show 1f0c…\n  sandpipe bus dead delete 1f0c…",
+        args_conflicts_with_subcommands = true
+    )]
     Dead(DeadArgs),
     /// Send dead letters again, each as a new event to the grain where it died
     #[command(after_help = "Examples:\n  sandpipe bus redrive 1f0c…\n  \
@@ -25,6 +30,8 @@ pub(super) enum Command {
 
 #[derive(Debug, clap::Args)]
 pub(super) struct DeadArgs {
+    #[command(subcommand)]
+    single: Option<Single>,
     /// Only this application's
     app: Option<String>,
     /// Print JSON
@@ -68,17 +75,38 @@ pub(super) fn answer(runtime: &Handle, door: &FrontDoor, question: &Question) ->
             let (app, letter) = (app.as_deref(), letter.as_deref());
             Answer::Redriven(runtime.block_on(door.redrive(app, letter)))
         }
+        Question::DeadLetter { app, letter } => {
+            match runtime.block_on(door.dead_letter(app.as_deref(), letter)) {
+                Some(found) => Answer::DeadLetter(Box::new(found)),
+                None => unknown(letter),
+            }
+        }
+        Question::DeleteDeadLetter { app, letter } => {
+            match runtime.block_on(door.delete_letter(app.as_deref(), letter)) {
+                Ok(Some(app)) => Answer::DeletedDeadLetter { app },
+                Ok(None) => unknown(letter),
+                Err(reason) => refusal(reason),
+            }
+        }
         Question::DeadLetters { app } => {
             Answer::DeadLetters(runtime.block_on(door.dead_letters(app.as_deref())))
         }
-        other => Answer::Refused {
-            reason: format!("{other:?} is not about dead letters"),
-            wrong_file: false,
-        },
+        other => refusal(format!("{other:?} is not about dead letters")),
     }
 }
 
-fn ask(
+fn unknown(letter: &str) -> Answer {
+    refusal(format!(
+        "there is no dead letter {letter}; sandpipe bus dead lists them"
+    ))
+}
+
+fn refusal(reason: String) -> Answer {
+    let wrong_file = false;
+    Answer::Refused { reason, wrong_file }
+}
+
+pub(super) fn ask(
     run: Option<&std::path::Path>,
     app: Option<&str>,
     question: &Question,
@@ -89,6 +117,9 @@ fn ask(
 }
 
 fn dead(args: &DeadArgs) -> anyhow::Result<ExitCode> {
+    if let Some(command) = &args.single {
+        return super::dead_letters::single(command);
+    }
     let app = args.app.clone();
     let question = Question::DeadLetters { app };
     let all = match ask(args.run_dir.as_deref(), args.app.as_deref(), &question)? {

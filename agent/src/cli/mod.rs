@@ -2,6 +2,7 @@
 
 mod agent;
 mod bus;
+mod dead_letters;
 mod deploy;
 mod doctor;
 mod invoke;
@@ -57,7 +58,7 @@ enum Command {
     Invoke(invoke::Args),
     /// Print the answer of a request that was made with `invoke --async`
     Results(results::Args),
-    /// List dead letters, or send them again
+    /// List, show or delete dead letters, or send them again
     #[command(subcommand)]
     Bus(bus::Command),
     /// Watch queues, grains, rates and times of a running agent

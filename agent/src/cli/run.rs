@@ -188,9 +188,10 @@ fn answer_control(
     };
     let answer = move |question: &Question| match question {
         Question::Status | Question::Shutdown => Answer::Status(Box::new(status())),
-        Question::DeadLetters { .. } | Question::Redrive { .. } => {
-            bus::answer(&letters.1, &letters.0, question)
-        }
+        Question::DeadLetters { .. }
+        | Question::DeadLetter { .. }
+        | Question::DeleteDeadLetter { .. }
+        | Question::Redrive { .. } => bus::answer(&letters.1, &letters.0, question),
         Question::Deploy { .. } | Question::Undeploy { .. } => Answer::Refused {
             reason: "this is a `sandpipe run` of one application; start `sandpipe agent`".into(),
             wrong_file: false,

@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::check::number;
 use super::error::Problems;
 use super::{KeepAlive, raw};
+use crate::keep_alive::IdleTimes;
 
 /// How long `fixed` keeps an idle worker if nothing is said, in seconds.
 const IDLE_S: u64 = 600;
@@ -23,6 +24,13 @@ pub(super) fn keep_alive(raw: Option<&raw::KeepAlive>, problems: &mut Problems<'
             "only policy = \"fixed\" has a time: remove it",
         );
     }
+    if let (Some(bin), true) = (&raw.bin_s, name != "hybrid") {
+        problems.add(
+            bin.span(),
+            format!("`bin_s` with policy = \"{name}\""),
+            "only policy = \"hybrid\" has bins: remove it",
+        );
+    }
     match name {
         "never-stop" => KeepAlive::NeverStop,
         "fixed" => KeepAlive::Fixed {
@@ -34,7 +42,15 @@ pub(super) fn keep_alive(raw: Option<&raw::KeepAlive>, problems: &mut Problems<'
                 problems,
             )),
         },
-        "hybrid" => KeepAlive::Hybrid,
+        "hybrid" => KeepAlive::Hybrid {
+            bin: Duration::from_secs(number(
+                "bin_s",
+                raw.bin_s.as_ref(),
+                1..=3600,
+                IdleTimes::BIN.as_secs(),
+                problems,
+            )),
+        },
         other => {
             problems.add(
                 policy.map_or(0..0, toml::Spanned::span),

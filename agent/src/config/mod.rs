@@ -205,7 +205,10 @@ pub enum KeepAlive {
         idle: Duration,
     },
     /// The hybrid histogram of its idle times decides.
-    Hybrid,
+    Hybrid {
+        /// What one of its 240 bins covers.
+        bin: Duration,
+    },
 }
 
 impl Default for Limits {

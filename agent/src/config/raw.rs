@@ -86,4 +86,5 @@ pub(super) struct Sandbox {
 pub(super) struct KeepAlive {
     pub policy: Option<Spanned<String>>,
     pub idle_s: Option<Spanned<i64>>,
+    pub bin_s: Option<Spanned<i64>>,
 }

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::bridge::AppStatus;
-use crate::front_door::{AppDeadLetters, Latency, Redriven};
+use crate::front_door::{AppDeadLetter, AppDeadLetters, Latency, Redriven};
 use crate::host::{Deployed, DeploymentStatus, Undeployed};
 
 pub use client::{ControlError, ask, order};
@@ -46,6 +46,20 @@ pub enum Question {
         /// Of this application; `None`: of all.
         app: Option<String>,
     },
+    /// What is in this dead letter?
+    DeadLetter {
+        /// Of this application; `None`: of any.
+        app: Option<String>,
+        /// Its id.
+        letter: String,
+    },
+    /// Delete this dead letter.
+    DeleteDeadLetter {
+        /// Of this application; `None`: of any.
+        app: Option<String>,
+        /// Its id.
+        letter: String,
+    },
     /// Send dead letters again.
     Redrive {
         /// Of this application; `None`: of all.
@@ -67,6 +81,13 @@ pub enum Answer {
     Undeployed(Undeployed),
     /// To [`Question::DeadLetters`].
     DeadLetters(Vec<AppDeadLetters>),
+    /// To [`Question::DeadLetter`].
+    DeadLetter(Box<AppDeadLetter>),
+    /// To [`Question::DeleteDeadLetter`]: it is gone, durably.
+    DeletedDeadLetter {
+        /// The application that had it.
+        app: String,
+    },
     /// To [`Question::Redrive`].
     Redriven(Vec<Redriven>),
     /// Nothing was changed.

@@ -9,6 +9,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use sandpipe_abi::MessageId;
 use sandpipe_global_bus::{Payload, Record};
 use serde::{Deserialize, Serialize};
@@ -29,7 +31,7 @@ const TIME: &str = "sandpipedeadtime";
 const OWN: [&str; 4] = [CAUSE, GRAIN, REASON, TIME];
 
 /// An event that died, as it is listed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeadLetter {
     /// The event's id, 32 hexadecimal digits.
     pub id: String,
@@ -43,8 +45,27 @@ pub struct DeadLetter {
     pub reason: String,
     /// When, in milliseconds of the Unix clock.
     pub died_unix_ms: u64,
+    /// How often it was tried; not known of letters that an older version wrote.
+    #[serde(default)]
+    pub attempts: Option<u32>,
     /// Bytes of the event's data.
     pub bytes: usize,
+}
+
+/// A letter with its event.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WholeLetter {
+    /// What is listed of it.
+    #[serde(flatten)]
+    pub letter: DeadLetter,
+    /// The media type of its request; empty = unknown.
+    pub content_type: String,
+    /// The W3C trace context of its request; empty = none.
+    pub traceparent: String,
+    /// The CloudEvents attributes of its request, without the prefix `ce-`.
+    pub attributes: Vec<(String, String)>,
+    /// The event's data, in base64.
+    pub data_base64: String,
 }
 
 /// The newest letters of an application.
@@ -132,6 +153,7 @@ pub(super) struct Death<'d> {
     pub grain: &'d str,
     pub cause: Cause,
     pub reason: &'d str,
+    pub attempts: u16,
     pub unix_ms: u64,
 }
 
@@ -141,6 +163,7 @@ pub(super) fn letter(mut record: Record, death: &Death<'_>) -> Record {
     record.parent = death.event;
     record.grain = sandpipe_global_bus::RESULTS.into();
     record.deadline_unix_ms = 0;
+    record.attempt = u32::from(death.attempts);
     let own = [
         (CAUSE, death.cause.name().to_owned()),
         (GRAIN, death.grain.to_owned()),
@@ -188,7 +211,23 @@ fn describe(letter: &Record) -> DeadLetter {
         cause: find(letter, CAUSE).to_owned(),
         reason: find(letter, REASON).to_owned(),
         died_unix_ms: time(letter),
+        attempts: (letter.attempt > 0).then_some(letter.attempt),
         bytes: size(letter),
+    }
+}
+
+/// All that a letter holds.
+pub(super) fn whole(letter: &Record) -> WholeLetter {
+    let data = match &letter.payload {
+        Payload::Inline(data) => data.as_slice(),
+        Payload::Reference(_) => &[],
+    };
+    WholeLetter {
+        letter: describe(letter),
+        content_type: letter.content_type.to_string(),
+        traceparent: letter.traceparent.to_string(),
+        attributes: of_request(letter).collect(),
+        data_base64: STANDARD.encode(data),
     }
 }
 
@@ -219,6 +258,7 @@ mod tests {
             grain: "g0",
             cause: Cause::Crashed,
             reason: "it died",
+            attempts: 3,
             unix_ms,
         };
         letter(record, &death)
@@ -259,6 +299,7 @@ mod tests {
             grain: "g0",
             cause: Cause::Timeout,
             reason: "slow",
+            attempts: 3,
             unix_ms: 5,
         };
         let letter = letter(record, &death);

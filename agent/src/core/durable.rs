@@ -27,6 +27,10 @@ pub(super) enum After {
     Answer { root: MessageId },
     /// Forget the request, keep its answer.
     End { root: MessageId },
+    /// Append the tombstone of a letter that somebody deletes.
+    Delete { event: MessageId, tombstone: Record },
+    /// Tell who deletes a letter that it is gone.
+    Deleted { event: MessageId },
     /// Note the time: of the request's own backup, or of what the handling of a message produced.
     TraceBackup {
         root: MessageId,
@@ -94,6 +98,8 @@ impl<W> Core<W> {
             After::Release(local) => self.out.push_back(Command::Release(local)),
             After::Answer { root } => self.tell(root),
             After::End { root } => self.end(now, root),
+            After::Delete { event, tombstone } => self.bury(now, event, tombstone),
+            After::Deleted { event } => self.tell_of_deletion(event),
             After::TraceBackup { root, message } => {
                 if let Some(trace) = self.roots.get_mut(&root).and_then(|r| r.trace.as_mut()) {
                     trace.backed_up(message, now.mono_ns);

@@ -13,6 +13,7 @@
 
 mod batch;
 mod dead;
+mod deletion;
 mod durable;
 mod ids;
 mod local;
@@ -26,7 +27,7 @@ mod submit;
 mod tests;
 mod trace;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
 use sandpipe_abi::MessageId;
@@ -37,7 +38,7 @@ use durable::After;
 use results::Results;
 use root::Root;
 
-pub use dead::DeadLetter;
+pub use dead::{DeadLetter, WholeLetter};
 pub use ids::root_id;
 pub use message::{
     Answer, Cause, Command, Delivery, Failure, Identity, Local, News, Now, Outcome, Reply, Submit,
@@ -70,6 +71,8 @@ pub struct Workflow {
     pub max_in_flight: usize,
     /// How long a caller waits for an answer, in milliseconds.
     pub deadline_ms: u64,
+    /// How often a message is tried before it is dead.
+    pub max_attempts: u16,
     /// How long an answer can be collected, in milliseconds.
     pub result_ttl_ms: u64,
 }
@@ -118,6 +121,8 @@ pub struct Core<W> {
     roots: HashMap<MessageId, Box<Root<W>>>,
     results: Results,
     dead: DeadLetters,
+    /// Who waits for the deletion of a letter.
+    deleting: BTreeMap<MessageId, Vec<W>>,
     /// Number of the newest append, and of the newest one that is durable.
     appended: u64,
     durable: u64,
@@ -145,6 +150,7 @@ impl<W> Core<W> {
             roots: HashMap::new(),
             results: Results::default(),
             dead: DeadLetters::default(),
+            deleting: BTreeMap::new(),
             appended: 0,
             durable: 0,
             after: VecDeque::new(),

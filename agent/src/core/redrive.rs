@@ -11,7 +11,7 @@ use std::sync::Arc;
 use sandpipe_abi::MessageId;
 use sandpipe_global_bus::{Payload, Record};
 
-use super::dead::{self, DeadLetter, Death};
+use super::dead::{self, DeadLetter, Death, WholeLetter};
 use super::durable::After;
 use super::message::{Cause, Identity, Local, Now, Reply, Submit, Wait};
 use super::root::{Message, Root};
@@ -22,6 +22,12 @@ impl<W> Core<W> {
     #[must_use]
     pub fn dead_letters(&self) -> Vec<DeadLetter> {
         self.dead.list()
+    }
+
+    /// The letter of this event, with its data.
+    #[must_use]
+    pub fn dead_letter(&self, event: MessageId) -> Option<WholeLetter> {
+        self.dead.find(event).map(dead::whole)
     }
 
     /// How many dead letters there are, and the bytes of their events.
@@ -99,6 +105,7 @@ impl<W> Core<W> {
             grain: &self.workflow.grains[local.from],
             cause,
             reason: &String::from_utf8_lossy(&local.payload),
+            attempts: self.workflow.max_attempts,
             unix_ms: now.unix_ms,
         };
         let letter = dead::letter(self.processing(root, message, data), &death);
@@ -147,7 +154,7 @@ impl<W> Core<W> {
 
     /// This agent's, whichever wrote the letter: a reader drops what an older owner wrote after a
     /// newer one.
-    fn tombstone_of(&self, letter: &Record) -> Record {
+    pub(super) fn tombstone_of(&self, letter: &Record) -> Record {
         Record {
             epoch: self.workflow.epoch,
             ..letter.finished()

@@ -1,4 +1,5 @@
 mod dead_letters;
+mod deletion;
 mod folds;
 mod leftovers;
 mod paths;

@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 
 use super::{AppDoor, FrontDoor};
 use crate::bridge::Post;
-use crate::core::{DeadLetter, Reply};
+use crate::core::{DeadLetter, Reply, WholeLetter};
 
 /// How long a bus thread may take to answer: a new request is durable by then, or never.
 const WAIT: Duration = Duration::from_secs(10);
@@ -22,6 +22,16 @@ pub struct AppDeadLetters {
     pub letters: Vec<DeadLetter>,
     /// Letters that made place for newer ones since the agent's start.
     pub dropped: u64,
+}
+
+/// One letter with its event.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AppDeadLetter {
+    /// The application.
+    pub app: String,
+    /// Everything of the letter.
+    #[serde(flatten)]
+    pub letter: WholeLetter,
 }
 
 /// What became of one letter that was to be sent again.
@@ -50,6 +60,44 @@ impl FrontDoor {
             }
         }
         all
+    }
+
+    /// The letter of this id, if one of the applications (or this one) has it.
+    pub async fn dead_letter(&self, app: Option<&str>, id: &str) -> Option<AppDeadLetter> {
+        let event = MessageId::parse(id)?;
+        for door in self.named(app) {
+            let (waiter, answer) = oneshot::channel();
+            door.mailbox.post(Post::DeadLetter(event, waiter));
+            if let Ok(Ok(Some(letter))) = tokio::time::timeout(WAIT, answer).await {
+                let app = door.name.to_string();
+                return Some(AppDeadLetter { app, letter });
+            }
+        }
+        None
+    }
+
+    /// Deletes the letter of this id, durably; the application that had it, or `None`.
+    ///
+    /// # Errors
+    /// An application that did not answer in time; the letter may be deleted or not.
+    pub async fn delete_letter(
+        &self,
+        app: Option<&str>,
+        id: &str,
+    ) -> Result<Option<String>, String> {
+        let Some(event) = MessageId::parse(id) else {
+            return Ok(None);
+        };
+        for door in self.named(app) {
+            let (waiter, answer) = oneshot::channel();
+            door.mailbox.post(Post::DeleteLetter(event, waiter));
+            match tokio::time::timeout(WAIT, answer).await {
+                Ok(Ok(Reply::Accepted(_))) => return Ok(Some(door.name.to_string())),
+                Ok(Ok(Reply::Unknown)) => {}
+                _ => return Err(format!("{} does not answer; list the letters", door.name)),
+            }
+        }
+        Ok(None)
     }
 
     /// Sends the event of this letter again, or those of all letters, one after the other. What

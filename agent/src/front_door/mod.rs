@@ -37,7 +37,7 @@ use crate::telemetry::Telemetry;
 pub use body::HeldBytes;
 pub use connections::ConnectionLimits;
 use connections::Connections;
-pub use dead_letters::{AppDeadLetters, Redriven};
+pub use dead_letters::{AppDeadLetter, AppDeadLetters, Redriven};
 pub use metrics::Metrics;
 pub use recent::Latency;
 pub use serve::serve;

@@ -1,15 +1,16 @@
-//! Idle times of one worker, counted by the minute.
+//! Idle times of one worker, counted by the minute if nothing else is said.
 
 use std::time::Duration;
 
-/// One-minute bins; four hours of them.
-pub(super) const BINS: usize = 240;
-const BIN: Duration = Duration::from_secs(60);
+/// Four hours of minutes.
+pub(super) const BINS: u32 = 240;
 
-/// How often the worker was idle for how many minutes, and how often for longer than all bins.
+/// How often the worker was idle for how long, and how often for longer than all bins.
 #[derive(Clone, Debug)]
 pub struct IdleTimes {
-    bins: [u32; BINS],
+    /// What one bin covers.
+    bin: Duration,
+    bins: [u32; BINS as usize],
     within: u64,
     beyond: u64,
     /// Sum of the squared counts.
@@ -18,22 +19,36 @@ pub struct IdleTimes {
 
 impl Default for IdleTimes {
     fn default() -> IdleTimes {
+        IdleTimes::new(IdleTimes::BIN)
+    }
+}
+
+impl IdleTimes {
+    /// What a bin covers if nothing else is said: a minute.
+    pub const BIN: Duration = Duration::from_secs(60);
+
+    /// None yet; `bin`, not zero, is what one of the 240 bins covers.
+    #[must_use]
+    pub fn new(bin: Duration) -> IdleTimes {
+        assert!(!bin.is_zero(), "a bin covers some time");
         IdleTimes {
-            bins: [0; BINS],
+            bin,
+            bins: [0; BINS as usize],
             within: 0,
             beyond: 0,
             squares: 0,
         }
     }
-}
 
-impl IdleTimes {
-    /// The longest idle time that has a bin.
-    pub const RANGE: Duration = Duration::from_secs(60 * BINS as u64);
+    /// What all bins cover; a longer idle time has none.
+    #[must_use]
+    pub fn range(&self) -> Duration {
+        self.bin * BINS
+    }
 
     /// Counts one.
     pub fn note(&mut self, idle: Duration) {
-        let index = usize::try_from(idle.as_secs() / BIN.as_secs()).unwrap_or(usize::MAX);
+        let index = usize::try_from(idle.as_nanos() / self.bin.as_nanos()).unwrap_or(usize::MAX);
         match self.bins.get_mut(index) {
             Some(count) if *count < u32::MAX => {
                 // (c + 1)² = c² + 2c + 1
@@ -65,8 +80,8 @@ impl IdleTimes {
         if self.within == 0 {
             return 0.0;
         }
-        let mean = self.within as f64 / BINS as f64;
-        let variance = self.squares as f64 / BINS as f64 - mean * mean;
+        let mean = self.within as f64 / f64::from(BINS);
+        let variance = self.squares as f64 / f64::from(BINS) - mean * mean;
         variance.max(0.0).sqrt() / mean
     }
 
@@ -80,8 +95,8 @@ impl IdleTimes {
             below += u64::from(count);
             below >= wanted
         })?;
-        let begin = BIN * u32::try_from(index).expect("240 bins");
-        Some((begin, begin + BIN))
+        let begin = self.bin * u32::try_from(index).expect("240 bins");
+        Some((begin, begin + self.bin))
     }
 }
 
@@ -121,6 +136,17 @@ mod tests {
         assert_eq!(edges(5), (minutes(30), minutes(31)));
         assert_eq!(edges(99), (minutes(30), minutes(31)));
         assert_eq!(edges(100), (minutes(200), minutes(201)));
+    }
+
+    #[test]
+    fn bins_of_another_width_count_alike() {
+        let second = Duration::from_secs(1);
+        let mut times = IdleTimes::new(second);
+        assert_eq!(times.range(), minutes(4));
+        times.note(Duration::from_millis(2_999));
+        assert_eq!(times.percentile(99), Some((2 * second, 3 * second)));
+        times.note(minutes(4));
+        assert_eq!((times.count(), times.share_beyond()), (2, 0.5));
     }
 
     #[test]

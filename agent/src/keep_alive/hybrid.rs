@@ -32,13 +32,23 @@ pub struct Hybrid {
     times: IdleTimes,
 }
 
+impl Hybrid {
+    /// One that counts idle times in bins of this width, which is not zero. The default is the
+    /// paper's minute.
+    #[must_use]
+    pub fn with_bin(bin: Duration) -> Hybrid {
+        let times = IdleTimes::new(bin);
+        Hybrid { times }
+    }
+}
+
 impl KeepAlive for Hybrid {
     fn note_idle(&mut self, idle: Duration) {
         self.times.note(idle);
     }
 
     fn plan(&self) -> Plan {
-        let standard = Plan::keep(IdleTimes::RANGE);
+        let standard = Plan::keep(self.times.range());
         let believed = self.times.count() >= SAMPLES_MIN
             && self.times.share_beyond() <= BEYOND_MAX
             && self.times.variation() >= VARIATION_MIN;

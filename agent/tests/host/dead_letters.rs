@@ -10,6 +10,14 @@ use super::harness::{SANDPIPE, until};
 const CURSED: &str = "b: cursed 1";
 
 impl Fleet {
+    /// Sends the text and waits until its letter is listed; the letter's id.
+    fn letter_of(&self, agent: &Agent<'_>, text: &str) -> String {
+        assert_eq!(agent.post("x", text).status, 500);
+        let letters = self.letters();
+        let newest = letters.last().expect("it has died");
+        newest["id"].as_str().unwrap().to_owned()
+    }
+
     fn deploy_cursed(&self) {
         self.deploy(&self.write("x", &["a", "b"], "max_attempts = 2\n", ""));
     }
@@ -220,6 +228,154 @@ fn all_letters_of_an_application_are_sent_again_at_once() {
     assert_eq!(metric(&agent, "redriven_total"), "5");
     let none = fleet.sandpipe(&["bus", "redrive", "--all"]);
     assert_eq!(none.status.code(), Some(1));
+    agent.stop();
+    fleet.assert_clean();
+}
+
+#[test]
+fn a_letter_is_shown_whole_as_text_in_digits_or_to_a_file() {
+    let fleet = Fleet::new();
+    let agent = fleet.start();
+    fleet.deploy_cursed();
+    let headers = [("content-type", "text/x-curse"), ("ce-source", "here")];
+    let event = [("ce-id", "7"), ("ce-type", "t"), ("ce-specversion", "1.0")];
+    let headers: Vec<(&str, &str)> = headers.into_iter().chain(event).collect();
+    let path = format!("/{}", fleet.app("x"));
+    let died = agent.call("POST", &path, &headers, CURSED.as_bytes());
+    assert_eq!(died.status, 500, "{}", died.text());
+    let id = fleet.letters()[0]["id"].as_str().unwrap().to_owned();
+    let shown = fleet.ok(&["bus", "dead", "show", &id]);
+    let app = fleet.app("x");
+    for line in [
+        format!("id            {id}\n"),
+        format!("application   {app}\n"),
+        "grain         b\n".into(),
+        "cause         crashed\n".into(),
+        "attempts      2\n".into(),
+        "content-type  text/x-curse\n".into(),
+        "source        here\n".into(),
+        format!("data\n{CURSED}a\n"),
+    ] {
+        assert!(shown.contains(&line), "no {line:?} in {shown}");
+    }
+    assert!(shown.contains("each of 2 attempts"), "{shown}");
+    let json: serde_json::Value =
+        serde_json::from_str(&fleet.ok(&["bus", "dead", "show", &id, "--json"])).unwrap();
+    assert_eq!((&json["app"], &json["id"]), (&app.into(), &(*id).into()));
+    assert_eq!(
+        (&json["attempts"], &json["bytes"]),
+        (&2.into(), &(CURSED.len() + 1).into())
+    );
+    // What a terminal would obey is shown in digits, and whole in a file.
+    let loud = fleet.letter_of(&agent, "b: cursed \u{1b}[2J");
+    let shown = fleet.ok(&["bus", "dead", "show", &loud]);
+    assert!(
+        shown.contains("62 3a 20 63 75 72 73 65 64 20 1b 5b 32 4a 61"),
+        "{shown}"
+    );
+    assert!(!shown.contains('\u{1b}'));
+    let file = fleet.path("event");
+    let output = ["--output", file.to_str().unwrap()];
+    fleet.ok(&[&["bus", "dead", "show", &loud], &output[..]].concat());
+    assert_eq!(std::fs::read(&file).unwrap(), b"b: cursed \x1b[2Ja");
+    for unknown in ["7".repeat(32), "not an id".into()] {
+        let refused = fleet.sandpipe(&["bus", "dead", "show", &unknown]);
+        let words = String::from_utf8(refused.stderr).unwrap();
+        assert_eq!(refused.status.code(), Some(1));
+        assert!(
+            words.contains(&format!("no dead letter {unknown}")),
+            "{words}"
+        );
+    }
+    agent.stop();
+    fleet.assert_clean();
+}
+
+#[test]
+fn what_is_told_to_be_deleted_is_gone_whoever_dies_and_is_not_sent_again() {
+    let fleet = Fleet::new();
+    let mut agent = fleet.start();
+    fleet.deploy_cursed();
+    let texts: Vec<String> = (0..6).map(|round| format!("{CURSED} {round}")).collect();
+    let ids: Vec<String> = texts
+        .iter()
+        .map(|text| fleet.letter_of(&agent, text))
+        .collect();
+    fleet.cure();
+    let mut told_before_the_death = 0;
+    for (round, id) in (0..).zip(&ids) {
+        let mut command = Command::new(SANDPIPE);
+        command.args(["bus", "dead", "delete", id]);
+        command.env("SANDPIPE_RUN_DIR", fleet.run_dir());
+        let command = command.stdout(Stdio::null()).stderr(Stdio::null());
+        let mut command = command.spawn().unwrap();
+        // From before the question to after its answer.
+        std::thread::sleep(Duration::from_millis(4 * round));
+        agent.kill();
+        let told = command.wait().unwrap().success();
+        agent = fleet.start();
+        let is_listed = fleet.letters().iter().any(|letter| letter["id"] == **id);
+        assert!(!(told && is_listed), "{id} has come back");
+        told_before_the_death += usize::from(told);
+        if is_listed {
+            let said = fleet.ok(&["bus", "dead", "delete", id]);
+            assert!(said.contains(&format!("{id} is deleted")), "{said}");
+        }
+        let again = fleet.sandpipe(&["bus", "redrive", id]);
+        assert_eq!(again.status.code(), Some(1), "there is nothing to send");
+    }
+    eprintln!(
+        "{told_before_the_death} of {} were told before the agent died",
+        ids.len()
+    );
+    assert!(fleet.letters().is_empty());
+    for text in &texts {
+        assert_eq!(
+            fleet.runs(&format!("{text}a")),
+            2,
+            "{text}: no attempt more"
+        );
+    }
+    agent.stop();
+    fleet.assert_clean();
+}
+
+#[test]
+fn several_letters_are_deleted_at_once_and_unknown_ones_are_named() {
+    let fleet = Fleet::new();
+    let agent = fleet.start();
+    fleet.deploy_cursed();
+    let ids: Vec<String> = (0..3)
+        .map(|round| fleet.letter_of(&agent, &format!("{CURSED} {round}")))
+        .collect();
+    let delete = [
+        "bus",
+        "dead",
+        "delete",
+        &ids[0],
+        &"7".repeat(32),
+        &ids[1],
+        "--json",
+    ];
+    let output = fleet.sandpipe(&delete);
+    assert_eq!(output.status.code(), Some(1), "one was not");
+    let done: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let apps: Vec<_> = (0..3).map(|index| done[index]["app"].as_str()).collect();
+    let app = fleet.app("x");
+    assert_eq!(apps, [Some(&*app), None, Some(&*app)], "{done}");
+    assert!(
+        done[1]["refused"]
+            .as_str()
+            .unwrap()
+            .contains("there is no dead letter 777")
+    );
+    let left: Vec<_> = fleet
+        .letters()
+        .into_iter()
+        .map(|letter| letter["id"].clone())
+        .collect();
+    assert_eq!(left, [ids[2].as_str()]);
+    assert_eq!(metric(&agent, "dead_letters"), "1");
     agent.stop();
     fleet.assert_clean();
 }

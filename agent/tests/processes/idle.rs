@@ -246,3 +246,48 @@ fn what_comes_while_a_worker_drains_is_handled_once_by_it_or_by_the_next() {
         .count();
     assert_eq!(runs, 5, "{:?}", place.notes());
 }
+
+/// Under bins of a second: after ten idle times of two and a half seconds each, the worker is ended
+/// behind the next event and started again before the one after that.
+#[test]
+fn a_worker_is_started_ahead_of_its_next_event_which_meets_it_warm() {
+    let section = "[keep_alive]\npolicy = \"hybrid\"\nbin_s = 1";
+    let place = Place::chain(&["a"], section, "env = { NOTES = \"@NOTES@\" }");
+    let agent = place.start();
+    let first = agent.worker("a");
+    for number in 0..10 {
+        assert_eq!(
+            agent.post(&[], number.to_string()).text(),
+            format!("{number}a")
+        );
+        // What it learns: no condition is waited for.
+        std::thread::sleep(Duration::from_millis(2500));
+        assert_eq!(state(&agent, 0), "running", "ten samples are needed");
+    }
+    assert_eq!(
+        (agent.worker("a"), agent.post(&[], "x").status),
+        (first, 200)
+    );
+    let answered = Instant::now();
+    until("it is unloaded", || state(&agent, 0) == "unloaded");
+    assert!(!lives(first));
+    let unloaded_after = answered.elapsed();
+    until("it is started again", || state(&agent, 0) == "running");
+    let loaded_after = answered.elapsed();
+    // The head of all idle times is the bin of the third second: nine tenths of its beginning.
+    assert!(
+        loaded_after >= Duration::from_millis(1800),
+        "{loaded_after:?}"
+    );
+    assert_eq!(place.notes().len(), 11, "no event has started it");
+    let warm = String::from_utf8(invoke(&place, &["--trace"]).stderr).unwrap();
+    assert!(
+        warm.contains("a: an instance takes it") && !warm.contains("cold"),
+        "{warm}"
+    );
+    assert_counts(&agent, &[(0, 0)]);
+    assert_ne!(agent.worker("a"), first);
+    eprintln!("unloaded after {unloaded_after:?}, loaded again after {loaded_after:?}");
+    agent.stop();
+    place.assert_clean();
+}

@@ -1,8 +1,10 @@
 //! What a grain has in its hands, whole application and all.
 
 use std::collections::BTreeMap;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
 
-use super::harness::{Agent, Place, SANDPIPE};
+use super::harness::{Agent, Place, SANDPIPE, WATCHDOG, kill};
 
 #[test]
 fn a_rust_instance_holds_no_descriptor_of_the_agent_or_another() {
@@ -49,7 +51,19 @@ fn a_developer_gives_the_hosts_network_by_an_option_of_its_own() {
     let file = place.path("app.toml");
     let text = std::fs::read_to_string(&file).unwrap();
     std::fs::write(&file, text + "network = \"host\"\n").unwrap();
-    let refused = place.command().output().unwrap();
+    let mut command = place.command();
+    let command = command.stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut running = command.spawn().unwrap();
+    let deadline = Instant::now() + WATCHDOG;
+    while running.try_wait().unwrap().is_none() {
+        if Instant::now() > deadline {
+            // It runs: it ends as one that was called would, and the assertion says so.
+            kill(running.id(), "TERM");
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let refused = running.wait_with_output().unwrap();
     let words = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(!refused.status.success());
     assert!(words.contains("pass --allow-host-network"), "{words}");

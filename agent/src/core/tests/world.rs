@@ -73,6 +73,7 @@ pub fn workflow(grains: usize, backup: bool) -> Workflow {
         epoch: 1,
         max_in_flight: 64,
         deadline_ms: 1_000,
+        max_attempts: 3,
         result_ttl_ms: 10_000,
     }
 }

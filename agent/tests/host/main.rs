@@ -18,5 +18,6 @@ mod rounds;
 mod service;
 mod shared;
 mod starts;
+mod slow_death;
 mod view;
 mod wakes;

@@ -3,6 +3,7 @@
 
 mod bounds;
 mod changes;
+mod chaos;
 mod dead_letters;
 mod faults;
 mod fleet;
@@ -19,5 +20,7 @@ mod service;
 mod shared;
 mod starts;
 mod slow_death;
+mod soak;
+mod spin;
 mod view;
 mod wakes;

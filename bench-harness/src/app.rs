@@ -90,26 +90,43 @@ impl App {
     }
 }
 
-impl Drop for App {
-    fn drop(&mut self) {
-        let pid = i32::try_from(self.agent.id()).ok().and_then(Pid::from_raw);
-        if let Some(pid) = pid {
-            let _ = kill_process(pid, Signal::TERM);
-        }
-        let deadline = Instant::now() + END_MAX;
-        while Instant::now() < deadline {
-            if !matches!(self.agent.try_wait(), Ok(None)) {
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        let _ = self.agent.kill();
-        let _ = self.agent.wait();
+impl App {
+    /// Memory of the agent that is there, in bytes; 0 if /proc cannot be read.
+    #[must_use]
+    pub fn resident_bytes(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.agent.id()));
+        let status = status.unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+        kib.unwrap_or(0) << 10
     }
 }
 
+impl Drop for App {
+    fn drop(&mut self) {
+        end(&mut self.agent);
+    }
+}
+
+/// Ends an agent, with its sandboxes; kills it if that takes too long.
+pub(crate) fn end(agent: &mut Child) {
+    let pid = i32::try_from(agent.id()).ok().and_then(Pid::from_raw);
+    if let Some(pid) = pid {
+        let _ = kill_process(pid, Signal::TERM);
+    }
+    let deadline = Instant::now() + END_MAX;
+    while Instant::now() < deadline {
+        if !matches!(agent.try_wait(), Ok(None)) {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let _ = agent.kill();
+    let _ = agent.wait();
+}
+
 /// The program `sandpipe`, which lies beside this one.
-fn program() -> Result<PathBuf, BenchError> {
+pub(crate) fn program() -> Result<PathBuf, BenchError> {
     let mine = std::env::current_exe().map_err(|e| BenchError::os("find this program", e))?;
     let program = mine.with_file_name("sandpipe");
     if program.is_file() {
@@ -122,7 +139,7 @@ fn program() -> Result<PathBuf, BenchError> {
     ))
 }
 
-fn last_line(log: &Path) -> String {
+pub(crate) fn last_line(log: &Path) -> String {
     let text = std::fs::read_to_string(log).unwrap_or_default();
     text.lines().last().unwrap_or("it said nothing").to_owned()
 }

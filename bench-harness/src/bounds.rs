@@ -257,6 +257,21 @@ pub const RATIOS: &[Ratio] = &[
     ),
     ratio("death.redelivery_ms.p99", Bound::AtMost(50.0), None, None),
     ratio(
+        "agent_death.gap_p99.during_over_before",
+        Bound::AtMost(2.0),
+        None,
+        None,
+    ),
+    ratio(
+        "agent_death.gap_p99.after_over_before",
+        Bound::Printed,
+        None,
+        None,
+    ),
+    ratio("agent_death.longest_gap_ms", Bound::Printed, None, None),
+    ratio("agent_death.ready_ms.p50", Bound::Printed, None, None),
+    ratio("agent_death.lost", Bound::AtMost(0.0), None, None),
+    ratio(
         "neighbours.p99_loaded_over_quiet",
         Bound::AtMost(2.0),
         None,
@@ -265,6 +280,18 @@ pub const RATIOS: &[Ratio] = &[
     ratio(
         "neighbours.p50_loaded_over_quiet",
         Bound::Printed,
+        None,
+        None,
+    ),
+    ratio(
+        "overload.goodput_over_best",
+        Bound::AtLeast(0.9),
+        None,
+        None,
+    ),
+    ratio(
+        "overload.rss_after_over_before",
+        Bound::AtMost(1.1),
         None,
         None,
     ),
@@ -358,7 +385,9 @@ mod tests {
                     "chain",
                     "bus",
                     "death",
+                    "agent_death",
                     "neighbours",
+                    "overload",
                     "keepalive"
                 ]
                 .contains(&figure),

@@ -78,6 +78,22 @@ impl Connection {
         body: &[u8],
     ) -> Result<Answer, BenchError> {
         self.send(path, headers, body)?;
+        self.answer()
+    }
+
+    /// Sends a GET and waits for its answer.
+    ///
+    /// # Errors
+    /// As of [`Connection::post`].
+    pub fn get(&mut self, path: &str) -> Result<Answer, BenchError> {
+        let request = format!("GET {path} HTTP/1.1\r\nhost: {}\r\n\r\n", self.address);
+        self.stream
+            .write_all(request.as_bytes())
+            .map_err(|e| BenchError::os("send a request", e))?;
+        self.answer()
+    }
+
+    fn answer(&mut self) -> Result<Answer, BenchError> {
         loop {
             if let Some(answer) = self.take_answer()? {
                 return Ok(answer);

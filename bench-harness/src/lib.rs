@@ -14,6 +14,7 @@ pub mod crew;
 pub mod error;
 pub mod external;
 pub mod figures;
+pub mod host;
 pub mod http;
 #[cfg(feature = "kafka")]
 pub mod kafka;

@@ -84,6 +84,22 @@ fn note(text: &str, context: &Context<'_>) {
     }
 }
 
+/// Does something outside the workflow, as a client of an outside service would: its line says for
+/// whom, under which idempotency key, and what.
+fn effect(what: &str, context: &Context<'_>) -> Result<(), HandlerError> {
+    let what = what.split(' ').next().unwrap_or_default();
+    let key = context.idempotency_key();
+    let line = format!("{} {key} {what}\n", context.grain());
+    let mut file = std::fs::OpenOptions::new();
+    let mut file = file
+        .create(true)
+        .append(true)
+        .open(std::env::var("NOTES")? + ".effects")?;
+    // One call, so that a kill leaves a whole line or none.
+    file.write_all(line.as_bytes())?;
+    Ok(())
+}
+
 fn obey(order: &str, context: &Context<'_>) -> Result<(), HandlerError> {
     let (order, value) = order.trim().split_once(' ').unwrap_or((order.trim(), ""));
     let number = value
@@ -104,6 +120,7 @@ fn obey(order: &str, context: &Context<'_>) -> Result<(), HandlerError> {
         "panic" => panic!("it was told to panic"),
         "exit" => std::process::exit(3),
         "abort" => std::process::abort(),
+        "effect" => effect(value, context)?,
         "cursed" if !is_cured() => std::process::abort(),
         "child" => {
             std::process::Command::new("sleep").arg("1000").spawn()?;

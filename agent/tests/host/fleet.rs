@@ -1,11 +1,11 @@
 //! An agent in a directory of its own, its applications, and the commands that a person types.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use sandpipe_agent::bridge::AppStatus;
 use sandpipe_agent::client::{self, Response};
@@ -316,4 +316,18 @@ impl Drop for Agent<'_> {
             eprintln!("--- the agent's log\n{}", self.fleet.log());
         }
     }
+}
+
+/// Sets a flag when it goes, also if what it stands in panics: a scope waits for its threads.
+pub struct Stops<'s>(pub &'s AtomicBool);
+
+impl Drop for Stops<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Says it past libtest, which keeps what a passed test prints.
+pub fn say(what: &str) {
+    let _ = writeln!(std::io::stderr(), "{what}");
 }

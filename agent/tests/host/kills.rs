@@ -51,10 +51,11 @@ fn load(agent: &Agent<'_>, fleet: &Fleet, round: usize, stop: &AtomicBool) -> Ve
     accepted.into_inner().unwrap()
 }
 
-struct Accepted {
-    letter: &'static str,
-    text: String,
-    place: String,
+/// A request that was accepted for later: its application, what was sent, where its answer will be.
+pub struct Accepted {
+    pub letter: &'static str,
+    pub text: String,
+    pub place: String,
 }
 
 /// How long until it takes requests to all three again, from the start of the next agent on.
@@ -66,7 +67,7 @@ fn until_ready(agent: &Agent<'_>, since: Instant) -> Duration {
 }
 
 /// Each accepted request has one answer on its global bus, and nothing is unfinished there.
-fn assert_effects_once(fleet: &Fleet, accepted: &[Accepted]) {
+pub fn assert_effects_once(fleet: &Fleet, accepted: &[Accepted]) {
     for letter in LETTERS {
         let app = fleet.app(letter);
         let log = fleet.path("data").join(&app).join("log");

@@ -3,6 +3,7 @@
 
 mod bounds;
 mod changes;
+mod chaos;
 mod dead_letters;
 mod faults;
 mod fleet;
@@ -18,6 +19,9 @@ mod network;
 mod rounds;
 mod service;
 mod shared;
+mod slow_death;
+mod soak;
+mod spin;
 mod starts;
 mod view;
 mod wakes;

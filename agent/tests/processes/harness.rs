@@ -336,6 +336,15 @@ pub fn processes() -> Vec<u32> {
         .collect()
 }
 
+/// Processes of the same program under a worker: its instances, as this host sees them.
+pub fn children(pid: u32) -> Vec<u32> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+    text.unwrap_or_default()
+        .split_whitespace()
+        .filter_map(|pid| pid.parse().ok())
+        .collect()
+}
+
 pub fn cgroups_named(directory: &Path, app: &str, depth: usize) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {

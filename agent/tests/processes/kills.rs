@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::harness::{Place, kill, until};
+use super::harness::{Place, children, kill, until};
 
 /// A place whose grain `b` notes its process and then takes its time.
 fn slow() -> Place {
@@ -40,15 +40,6 @@ fn killed_in_the_middle(place: &Place, strike: impl FnOnce(&super::harness::Agen
     assert_eq!(agent.post(&[], "y").text(), "yabc");
     agent.stop();
     place.assert_clean();
-}
-
-/// Processes of the same program under a worker: its instances, as this host sees them.
-fn children(pid: u32) -> Vec<u32> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
-    text.unwrap_or_default()
-        .split_whitespace()
-        .filter_map(|pid| pid.parse().ok())
-        .collect()
 }
 
 /// A process's number inside its sandbox, which is the one that it knows itself by.

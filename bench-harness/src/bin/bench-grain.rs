@@ -12,6 +12,8 @@ use sandpipe_grain::Output;
 
 /// MiB of heap that the grain touches when it is loaded.
 const HEAP_VARIABLE: &str = "BENCH_GRAIN_HEAP_MIB";
+/// Microseconds that a handler sleeps between its two stamps.
+const PACE_VARIABLE: &str = "BENCH_GRAIN_PACE_US";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -22,10 +24,13 @@ fn main() -> ExitCode {
 }
 
 fn heap_mib() -> usize {
-    std::env::var(HEAP_VARIABLE)
-        .ok()
-        .and_then(|mib| mib.parse().ok())
-        .unwrap_or(0)
+    number(HEAP_VARIABLE)
+}
+
+/// The number that the environment gives; 0 if it gives none.
+fn number<N: std::str::FromStr + Default>(variable: &str) -> N {
+    let text = std::env::var(variable).ok();
+    text.and_then(|text| text.parse().ok()).unwrap_or_default()
 }
 
 fn floor(count: &str, pause_us: &str) -> ExitCode {
@@ -48,8 +53,12 @@ fn floor(count: &str, pause_us: &str) -> ExitCode {
 /// Appends two little-endian words to the payload: the handler's first and last moment.
 fn grain() -> ExitCode {
     let heap = Heap::touched(heap_mib());
-    let ended = sandpipe_grain::run(|event, _| {
+    let pace = Duration::from_micros(number(PACE_VARIABLE));
+    let ended = sandpipe_grain::run(move |event, _| {
         let start_ns = now_ns();
+        if !pace.is_zero() {
+            std::thread::sleep(pace);
+        }
         let mut payload = event.data().to_vec();
         payload.extend_from_slice(&start_ns.to_le_bytes());
         payload.extend_from_slice(&now_ns().to_le_bytes());

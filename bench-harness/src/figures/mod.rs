@@ -1,5 +1,6 @@
 //! The figures, one file each.
 
+mod agent_death;
 mod bus;
 mod chain;
 mod death;
@@ -9,6 +10,7 @@ mod figure_7;
 mod floor;
 mod keepalive;
 mod neighbours;
+mod overload;
 
 use std::path::PathBuf;
 
@@ -90,7 +92,9 @@ pub const FIGURES: &[FigureKind] = &[
     chain::FIGURE,
     bus::FIGURE,
     death::FIGURE,
+    agent_death::FIGURE,
     neighbours::FIGURE,
+    overload::FIGURE,
     keepalive::FIGURE,
     floor::FIGURE,
 ];

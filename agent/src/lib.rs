@@ -12,6 +12,7 @@
 //! - [`host`] is the long-running form: several applications, deployed and replaced.
 //! - [`keep_alive`] decides how long an idle grain worker stays loaded.
 //! - [`open_files`] says what to raise when descriptors run out.
+//! - [`own_rights`] gives up what the agent does not need itself.
 //! - [`telemetry`] hands the paths of requests to OpenTelemetry.
 #![forbid(unsafe_code)]
 
@@ -27,4 +28,5 @@ pub mod front_door;
 pub mod host;
 pub mod keep_alive;
 pub mod open_files;
+pub mod own_rights;
 pub mod telemetry;

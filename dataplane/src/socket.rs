@@ -67,7 +67,7 @@ pub fn receive(socket: impl AsFd, wait: bool) -> io::Result<(Vec<u8>, Vec<OwnedF
     if message.flags.intersects(cut) {
         return Err(io::Error::new(
             io::ErrorKind::InvalidData,
-            "a message was cut short",
+            "a message was cut short: no descriptor is left, or it is not ours",
         ));
     }
     bytes.truncate(message.bytes);

@@ -14,7 +14,7 @@ use crate::boot::{self, Boot};
 use crate::cgroup::{self, Cgroups};
 use crate::run_dir::{AppDir, Locked};
 use crate::sys::{self, GiveUp, Plan, SpawnError, UserMap};
-use crate::{IsolationItem, SandboxError, SandboxHandle, SandboxSpec, namespaces};
+use crate::{IsolationItem, SandboxError, SandboxHandle, SandboxSpec, launcher, namespaces};
 
 /// How long an init may take to be ready or to answer; both take some milliseconds.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -37,14 +37,17 @@ pub fn create_or_adopt(spec: &SandboxSpec) -> Result<SandboxHandle, SandboxError
     let began = Instant::now();
     loop {
         let app_dir = AppDir::create(&spec.run_dir, &spec.app)?;
-        let last = match app_dir.try_lock()? {
-            Locked::Free(lock) => {
-                let init = start(&app_dir, spec, lock)?;
+        let made = match launcher::own() {
+            Some(launcher) => launcher.make(spec)?,
+            None => make(&app_dir, spec)?,
+        };
+        let last = match made {
+            Made::Init(init) => {
                 let log = app_dir.log_path();
                 return SandboxHandle::claim(app_dir, spec, Some(init))
                     .map_err(|error| with_inits_words(error, &log));
             }
-            Locked::Busy => match app_dir.connect() {
+            Made::Busy => match app_dir.connect() {
                 Ok(socket) => {
                     drop(socket);
                     match SandboxHandle::claim(app_dir, spec, None) {
@@ -55,7 +58,7 @@ pub fn create_or_adopt(spec: &SandboxSpec) -> Result<SandboxHandle, SandboxError
                 }
                 Err(error) => format!("connect: {error}"),
             },
-            Locked::Replaced => "its directory was being removed".into(),
+            Made::Replaced => "its directory was being removed".into(),
         };
         if began.elapsed() > ANSWER_TIMEOUT {
             return Err(SandboxError::NoAnswer {
@@ -67,6 +70,25 @@ pub fn create_or_adopt(spec: &SandboxSpec) -> Result<SandboxHandle, SandboxError
         }
         std::thread::sleep(RETRY_INTERVAL);
     }
+}
+
+/// What became of an attempt to make a sandbox.
+pub(crate) enum Made {
+    /// Its init listens.
+    Init(OwnedFd),
+    /// Somebody lives there, or is being started.
+    Busy,
+    /// Its directory was removed or replaced meanwhile: begin again.
+    Replaced,
+}
+
+/// Makes the sandbox if its directory is free, with the rights of this very process.
+pub(crate) fn make(app_dir: &AppDir, spec: &SandboxSpec) -> Result<Made, SandboxError> {
+    Ok(match app_dir.try_lock()? {
+        Locked::Free(lock) => Made::Init(start(app_dir, spec, lock)?),
+        Locked::Busy => Made::Busy,
+        Locked::Replaced => Made::Replaced,
+    })
 }
 
 /// An init that ended while it was claimed has said why in its log.
@@ -100,7 +122,7 @@ fn start_locked(
     let failed = |step: &'static str| {
         move |source: io::Error| SandboxError::Spawn {
             app: spec.app.clone(),
-            step,
+            step: step.into(),
             source,
         }
     };
@@ -232,7 +254,7 @@ impl Launch<'_> {
         let SpawnError { step, source } = error;
         SandboxError::Spawn {
             app: self.spec.app.clone(),
-            step,
+            step: step.into(),
             source,
         }
     }

@@ -1,3 +1,4 @@
+use std::borrow::Cow;
 use std::io;
 use std::path::PathBuf;
 
@@ -15,7 +16,7 @@ pub enum SandboxError {
     #[error("{}: {action}: {source}", path.display())]
     RunDir {
         /// What was being done.
-        action: &'static str,
+        action: Cow<'static, str>,
         /// The path it was done to.
         path: PathBuf,
         /// The system's answer.
@@ -43,7 +44,7 @@ pub enum SandboxError {
         /// The application.
         app: String,
         /// The step that failed.
-        step: &'static str,
+        step: Cow<'static, str>,
         /// The system's answer.
         source: io::Error,
     },
@@ -102,6 +103,18 @@ pub enum SandboxError {
         /// How long it was waited for.
         waited_ms: u64,
     },
+    /// The launcher could not be asked, or could not begin.
+    #[error("the launcher, which makes the sandboxes of this agent: {source}")]
+    Launcher {
+        /// The system's answer, or the launcher's.
+        source: io::Error,
+    },
+    /// The launcher has ended.
+    #[error(
+        "the launcher of this agent has ended, so it can neither make nor remove sandboxes; those \
+         that run go on: restart the agent, which adopts them"
+    )]
+    LauncherGone,
 }
 
 impl SandboxError {
@@ -112,7 +125,7 @@ impl SandboxError {
     ) -> impl FnOnce(io::Error) -> SandboxError {
         let path = path.into();
         move |source| SandboxError::RunDir {
-            action,
+            action: action.into(),
             path,
             source,
         }

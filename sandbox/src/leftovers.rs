@@ -4,7 +4,7 @@ use std::path::Path;
 
 use crate::cgroup;
 use crate::run_dir::{AppDir, Locked};
-use crate::{SandboxError, spec};
+use crate::{SandboxError, launcher, spec};
 
 /// Removes what sandboxes leave when everything was killed: directories, sockets, cgroups, and
 /// processes where no pid namespace took them along. Living sandboxes are not touched.
@@ -38,6 +38,14 @@ pub fn clean_up_dead(run_dir: &Path) -> Result<Vec<String>, SandboxError> {
 
 /// Removes one application's leftovers; `false` if it is alive.
 pub(crate) fn clean_up(app_dir: &AppDir) -> Result<bool, SandboxError> {
+    match launcher::own() {
+        Some(launcher) => launcher.clean_up(&app_dir.path),
+        None => clean_up_here(app_dir),
+    }
+}
+
+/// The same with the rights of this very process.
+pub(crate) fn clean_up_here(app_dir: &AppDir) -> Result<bool, SandboxError> {
     let Locked::Free(lock) = app_dir.try_lock()? else {
         return Ok(false);
     };

@@ -28,6 +28,7 @@ mod handle;
 mod init;
 mod isolation;
 mod kernel_limits;
+mod launcher;
 mod leftovers;
 mod line;
 mod namespaces;
@@ -42,13 +43,17 @@ mod status;
 mod sys;
 mod wire;
 
+#[doc(hidden)]
+pub use confine::agent_system_calls;
 pub use confine::is_readable;
+pub use confine::{AgentRights, bound_calls, give_up_rights};
 pub use create::create_or_adopt;
 pub use error::SandboxError;
 pub use handle::SandboxHandle;
 pub use init::{is_sandbox_init, sandbox_init_main};
 pub use isolation::{IsolationItem, IsolationState};
 pub use kernel_limits::{KernelLimit, KernelLimitKind};
+pub use launcher::{is_launcher, launcher_main, wait_for_launchers_end};
 pub use leftovers::clean_up_dead;
 pub use probe::{Probe, probe_isolation};
 pub use spec::{Files, Isolation, LogLimits, SandboxSpec, WorkerSpec};

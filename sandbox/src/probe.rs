@@ -46,7 +46,8 @@ pub fn probe_isolation() -> Vec<Probe> {
     let root = in_namespaces(MOUNT, &crate::init::try_root);
     let newer = "run Linux 5.12 or newer; where the mount namespace fails, see there";
     probes.push(probe(confine::OWN_ROOT, root, "", newer));
-    for (name, tried, remedy) in confine::probes() {
+    let confined = confine::probes().into_iter();
+    for (name, tried, remedy) in confined.chain(confine::agent_probes()) {
         let (result, reason) = match tried {
             Ok(reason) => (Ok(()), reason),
             Err(error) => (Err(error), String::new()),

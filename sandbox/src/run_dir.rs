@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, Mode, OFlags, flock, fstat, open};
+use rustix::fs::{CWD, FlockOperation, Mode, OFlags, flock, openat};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect};
 
@@ -47,7 +47,7 @@ impl AppDir {
     pub(crate) fn open(path: PathBuf) -> Result<AppDir, SandboxError> {
         check_private(&path)?;
         let flags = OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let fd = open(&path, flags, Mode::empty())
+        let fd = openat(CWD, &path, flags, Mode::empty())
             .map_err(|error| SandboxError::run_dir("open", &path)(error.into()))?;
         Ok(AppDir { path, fd })
     }
@@ -92,8 +92,10 @@ impl AppDir {
         }
         // Whoever cleans up unlinks the file while holding its lock; a lock on an unlinked file
         // guards nothing.
-        let held = fstat(&file).map_err(|e| SandboxError::run_dir("stat", &path)(e.into()))?;
-        let same = path.metadata().is_ok_and(|now| now.ino() == held.st_ino);
+        let held = file
+            .metadata()
+            .map_err(SandboxError::run_dir("stat", &path))?;
+        let same = path.metadata().is_ok_and(|now| now.ino() == held.ino());
         Ok(if same {
             Locked::Free(file)
         } else {

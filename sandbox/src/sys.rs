@@ -7,9 +7,11 @@ mod signals;
 mod socket;
 mod spawn;
 
-pub(crate) use give_up::{GiveUp, give_up, landlock_version, unshare_nothing, use_a_capability};
+pub(crate) use give_up::{
+    GiveUp, give_up, landlock_version, read_clock, unshare_nothing, use_a_capability,
+};
 pub(crate) use mounts::set_read_only;
-pub(crate) use signals::{Signals, block_all_signals};
+pub(crate) use signals::{Signals, block_all_signals, ignore_children};
 pub(crate) use socket::{loopback_up, peer_has_pid, peer_pidfd, peer_uid};
 pub(crate) use spawn::{Plan, SpawnError, UserMap, run_in_child, spawn};
 

@@ -14,11 +14,12 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 
 use crate::application::{default_data, run_dir};
-use crate::config::AgentSpec;
+use crate::config::{AgentSpec, Restrict};
 use crate::control::{AgentStatus, Answer, Control, Question};
 use crate::front_door::{self, FrontDoor};
 use crate::host::{ChangeError, Host, Notifier};
 use crate::open_files;
+use crate::own_rights;
 use crate::telemetry::Export;
 
 /// Between two looks at what has ended by itself.
@@ -49,6 +50,9 @@ pub(super) struct Args {
     /// Where sockets and locks are, in place of the configuration's
     #[arg(long, value_name = "DIR", env = "SANDPIPE_RUN_DIR")]
     run_dir: Option<PathBuf>,
+    /// What the agent gives up itself, in place of the configuration's
+    #[arg(long, value_enum, value_name = "HOW")]
+    restrict: Option<Restrict>,
     /// Print one line of JSON when it serves
     #[arg(long)]
     json: bool,
@@ -63,6 +67,7 @@ impl Args {
         spec.listen = self.listen.unwrap_or(spec.listen);
         spec.data_dir = self.data_dir.clone().or(spec.data_dir);
         spec.run_dir = self.run_dir.clone().or(spec.run_dir);
+        spec.own_rights.restrict = self.restrict.unwrap_or(spec.own_rights.restrict);
         Ok(spec)
     }
 }
@@ -75,14 +80,18 @@ pub(super) fn agent(args: &Args) -> anyhow::Result<ExitCode> {
     let data = spec.data_dir.clone().unwrap_or_else(default_data);
     let data = std::path::absolute(&data).unwrap_or(data);
     let run = run_dir(spec.run_dir.as_deref());
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()
-        .context("the runtime cannot be made")?;
-    let listener = runtime.block_on(front_door::bind(spec.listen))?;
+    let listener = super::bind(spec.listen)?;
     let address = listener.local_addr().context("the front door's address")?;
     let control = Control::bind(&crate::application::Places::agent_socket(&run), "here")?;
+    let rights = own_rights::Plan {
+        wanted: spec.own_rights.clone(),
+        run: run.clone(),
+        data: data.clone(),
+        kafka: spec.kafka.is_some(),
+        spans: Export::is_wanted(spec.otlp.as_deref()),
+    };
+    rights.give_up()?;
+    let (runtime, listener) = super::runtime(listener)?;
     sandpipe_sandbox::clean_up_dead(&run)?;
     let export = Export::begin(spec.otlp.as_deref())?;
     let host = Host::new(&spec, data, run, export.telemetry().clone());
@@ -90,6 +99,7 @@ pub(super) fn agent(args: &Args) -> anyhow::Result<ExitCode> {
     let resumed = host.resume().context("the deployments cannot be read")?;
     let mut agent = Agent {
         args,
+        rights,
         spec,
         host,
         notifier,
@@ -108,6 +118,7 @@ const OWN_DESCRIPTORS: usize = 24;
 /// The running command.
 struct Agent<'a> {
     args: &'a Args,
+    rights: own_rights::Plan,
     spec: AgentSpec,
     host: Arc<Host>,
     notifier: Notifier,
@@ -147,6 +158,7 @@ impl Agent<'_> {
         let server = tokio::spawn(async move {
             front_door::serve(listener, door, closed.notified()).await;
         });
+        self.rights.bound_calls()?;
         self.announce(resumed)?;
         self.notifier.ready(&self.status_line());
         let watch = Watch::begin(&self.host).context("no thread can be made")?;

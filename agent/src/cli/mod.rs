@@ -16,6 +16,7 @@ mod trace;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use anyhow::Context;
 use clap::{Parser, Subcommand};
 
 /// Exit code of a command that did not do what it should.
@@ -70,6 +71,9 @@ enum Command {
     /// Be the init of a sandbox (internal)
     #[command(hide = true)]
     SandboxInit,
+    /// Keep the rights that an agent gives up (internal)
+    #[command(hide = true)]
+    SandboxLauncher,
     /// Be the worker of a grain that is an executable (internal)
     #[command(hide = true)]
     ExecWorker,
@@ -81,6 +85,9 @@ pub fn main() -> ExitCode {
     // Before anything else: init and workers are this program too, and are small.
     if sandpipe_sandbox::is_sandbox_init() {
         return sandpipe_sandbox::sandbox_init_main();
+    }
+    if sandpipe_sandbox::is_launcher() {
+        return sandpipe_sandbox::launcher_main();
     }
     if std::env::args_os()
         .nth(1)
@@ -101,7 +108,7 @@ pub fn main() -> ExitCode {
         Command::Top(args) => top::top(&args),
         Command::Status(args) => status::status(&args),
         Command::Doctor(args) => Ok(doctor::doctor(&args)),
-        Command::SandboxInit | Command::ExecWorker => {
+        Command::SandboxInit | Command::SandboxLauncher | Command::ExecWorker => {
             eprintln!("sandpipe: this is called by Sandpipe itself only");
             Ok(ExitCode::from(USAGE))
         }
@@ -114,6 +121,31 @@ pub fn main() -> ExitCode {
         let usage = error.downcast_ref::<crate::config::ConfigError>().is_some();
         ExitCode::from(if usage { USAGE } else { FAILED })
     })
+}
+
+/// Opens the front door's socket, without a thread: rights are given up before there are any.
+fn bind(address: std::net::SocketAddr) -> anyhow::Result<std::net::TcpListener> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .build()
+        .context("the runtime cannot be made")?;
+    let listener = runtime.block_on(crate::front_door::bind(address))?;
+    Ok(listener.into_std()?)
+}
+
+/// The runtime of an agent, and its listener in it.
+fn runtime(
+    listener: std::net::TcpListener,
+) -> anyhow::Result<(tokio::runtime::Runtime, tokio::net::TcpListener)> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .context("the runtime cannot be made")?;
+    let entered = runtime.enter();
+    let listener = tokio::net::TcpListener::from_std(listener)?;
+    drop(entered);
+    Ok((runtime, listener))
 }
 
 /// What the agent says goes to standard error; SANDPIPE_LOG chooses how much.

@@ -13,9 +13,10 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 
 use crate::application::{Application, BusChoice, Places};
-use crate::config::{AppSpec, Network};
+use crate::config::{AppSpec, Network, OwnRights, Restrict};
 use crate::control::{AgentStatus, Answer, Control, Question};
 use crate::front_door::{self, FrontDoor};
+use crate::own_rights;
 use crate::telemetry::Export;
 
 use super::bus;
@@ -63,6 +64,9 @@ pub(super) struct Args {
     /// Let the application have the host's network if its app.toml asks for it
     #[arg(long)]
     allow_host_network: bool,
+    /// What this process gives up itself
+    #[arg(long, value_enum, default_value = "auto", value_name = "HOW")]
+    restrict: Restrict,
     /// Print one line of JSON when the application is ready
     #[arg(long)]
     json: bool,
@@ -90,24 +94,40 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         args.data_dir.as_deref(),
         args.run_dir.as_deref(),
     );
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()
-        .context("the runtime cannot be made")?;
     // The port first: it is the likeliest to be taken, and nothing has been started yet.
-    let listener = runtime.block_on(front_door::bind(args.listen))?;
+    let listener = super::bind(args.listen)?;
     let control = Control::bind(&Places::control_socket(&places.run, &spec.name), &spec.name)?;
     let bus = match (args.global_bus, &args.kafka_bootstrap) {
         (Bus::Kafka, Some(bootstrap)) => BusChoice::Kafka(bootstrap.clone()),
         _ => BusChoice::Embedded,
     };
+    let wanted = OwnRights {
+        restrict: args.restrict,
+        read: None,
+    };
+    let rights = own_rights::Plan {
+        wanted,
+        run: places.run.clone(),
+        data: places.data.clone(),
+        kafka: matches!(bus, BusChoice::Kafka(_)),
+        spans: Export::is_wanted(None),
+    };
+    rights.give_up()?;
+    let (runtime, listener) = super::runtime(listener)?;
     let export = Export::begin(None)?;
     let telemetry = export.telemetry();
     let application = Application::start(&spec, &places, &bus, telemetry)?;
     let mut door = FrontDoor::new(vec![application.door.clone()]);
     door.telemetry = telemetry.clone();
-    let served = runtime.block_on(serve(args, &spec, listener, &control, &application, door));
+    let served = runtime.block_on(serve(
+        args,
+        &spec,
+        listener,
+        &control,
+        &application,
+        door,
+        &rights,
+    ));
     application.stop(DRAIN);
     export.end();
     served
@@ -120,6 +140,7 @@ async fn serve(
     control: &Control,
     application: &Application,
     door: FrontDoor,
+    rights: &own_rights::Plan,
 ) -> anyhow::Result<ExitCode> {
     let address = listener
         .local_addr()
@@ -132,6 +153,7 @@ async fn serve(
     let mut terminate = signal(SignalKind::terminate())?;
     // Registered so that it does not end the process.
     let _hangup = signal(SignalKind::hangup())?;
+    rights.bound_calls()?;
     let end = Arc::clone(&stopped);
     let served = Arc::clone(&door);
     let server = tokio::spawn(async move {

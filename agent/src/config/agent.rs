@@ -8,6 +8,7 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::error::{ConfigError, Problem, Problems};
+use super::{OwnRights, own_rights};
 use crate::telemetry;
 
 /// The settings of an agent. Everything has a default: an empty file is a valid one.
@@ -32,6 +33,8 @@ pub struct AgentSpec {
     /// Where spans go: the base URL of an OTLP/HTTP receiver; `None` = nowhere, unless the
     /// environment says so.
     pub otlp: Option<String>,
+    /// What it gives up itself.
+    pub own_rights: OwnRights,
 }
 
 /// How much is kept of one grain's output.
@@ -66,6 +69,7 @@ struct Raw {
     global_bus: Option<Spanned<RawBus>>,
     logs: Option<RawLogs>,
     telemetry: Option<RawTelemetry>,
+    own_rights: Option<own_rights::Raw>,
 }
 
 #[derive(Deserialize)]
@@ -130,6 +134,7 @@ impl AgentSpec {
             ("run_dir", self.run_dir != new.run_dir),
             ("global_bus", self.kafka != new.kafka),
             ("telemetry", self.otlp != new.otlp),
+            ("own_rights", self.own_rights != new.own_rights),
         ];
         let differs = differs.into_iter().filter(|(_, differs)| *differs);
         differs.map(|(name, _)| name).collect()
@@ -158,23 +163,23 @@ fn check(raw: Raw, directory: &Path, problems: &mut Problems<'_>) -> AgentSpec {
     let kafka = raw.global_bus.as_ref().and_then(|bus| kafka(bus, problems));
     let otlp = raw.telemetry.and_then(|telemetry| telemetry.otlp);
     let otlp = otlp.and_then(|otlp| self::otlp(&otlp, problems));
+    let applications = raw.applications.iter().map(|path| directory.join(path));
+    let applications: Vec<PathBuf> = applications.collect();
+    let own_rights = own_rights::own_rights(raw.own_rights, directory, &applications, problems);
     AgentSpec {
         listen: listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 8080))),
         data_dir: raw.data_dir.map(|path| directory.join(path)),
         run_dir: raw.run_dir.map(|path| directory.join(path)),
         kafka,
         drain: Duration::from_secs(drain_s),
-        applications: raw
-            .applications
-            .iter()
-            .map(|path| directory.join(path))
-            .collect(),
+        applications,
         logs: LogLimits {
             file_bytes: file_kb << 10,
             files: u32::try_from(files).expect("at most 100"),
         },
         allow_host_network: raw.allow_host_network,
         otlp,
+        own_rights,
     }
 }
 
@@ -278,6 +283,24 @@ mod tests {
         } else {
             assert!(right.unwrap_err().contains("build it with --features otel"));
         }
+    }
+
+    #[test]
+    fn what_the_agent_gives_up_is_read_and_its_own_files_stay_in_reach() {
+        assert_eq!(parse("").unwrap().own_rights, OwnRights::default());
+        let spec = parse(
+            "applications = [\"/srv/b/app.toml\"]\n[own_rights]\nrestrict = \"require\"\n\
+             read = [\"apps\"]\n",
+        )
+        .unwrap();
+        let read = ["/etc/sandpipe/apps", "/srv/b", "/etc/sandpipe"].map(PathBuf::from);
+        assert_eq!(spec.own_rights.read.as_deref(), Some(&read[..]));
+        assert_eq!(spec.own_rights.restrict, super::super::Restrict::Require);
+        let wrong = parse("[own_rights]\nrestrict = \"yes\"\n").unwrap_err();
+        assert!(
+            wrong.contains("agent.toml:2: restrict = \"yes\""),
+            "{wrong}"
+        );
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod graph;
 mod instances;
 mod keep_alive;
 mod limits;
+mod own_rights;
 mod raw;
 mod reach;
 mod runtime;
@@ -26,6 +27,7 @@ use serde::{Deserialize, Serialize};
 
 pub use agent::{AgentSpec, LogLimits};
 pub use error::{ConfigError, Problem};
+pub use own_rights::{OwnRights, Restrict};
 
 /// An application as its `app.toml` describes it, checked: every index is in range, every grain
 /// is reachable, the graph has no cycle and the handlers' files exist.

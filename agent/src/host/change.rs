@@ -54,6 +54,19 @@ pub enum ChangeError {
         /// The application.
         app: String,
     },
+    /// The agent may not read it.
+    #[error(
+        "{}: {source}; this agent reads applications from {} only: add the directory to \
+         [own_rights] read of agent.toml and restart the agent", file.display(), listed(reach)
+    )]
+    OutOfReach {
+        /// The `app.toml`.
+        file: PathBuf,
+        /// Where it may read.
+        reach: Vec<PathBuf>,
+        /// What the system said.
+        source: io::Error,
+    },
     /// It cannot be started.
     #[error(transparent)]
     Start(#[from] StartError),
@@ -97,7 +110,7 @@ impl Host {
     /// [`ChangeError`]; what ran before goes on.
     pub fn deploy(&self, file: &Path, drain: Option<Duration>) -> Result<Deployed, ChangeError> {
         let begin = Instant::now();
-        let (next, spec) = Deployment::read(file)?;
+        let (next, spec) = Deployment::read(file).map_err(|error| self.in_reach(error))?;
         self.check_leave(&spec)?;
         let drain = drain.unwrap_or_else(|| self.settings().drain);
         let mut running = lock(&self.running);
@@ -126,6 +139,22 @@ impl Host {
             return Err(ChangeError::HostNetwork { app });
         }
         Ok(())
+    }
+
+    /// What the agent itself may not read is told as such.
+    fn in_reach(&self, error: ConfigError) -> ChangeError {
+        match (error, &self.reach) {
+            (ConfigError::Read { path, reason }, Some(reach))
+                if reason.kind() == io::ErrorKind::PermissionDenied =>
+            {
+                ChangeError::OutOfReach {
+                    file: path,
+                    reach: reach.clone(),
+                    source: reason,
+                }
+            }
+            (error, _) => error.into(),
+        }
     }
 
     fn replace(
@@ -293,6 +322,11 @@ impl Host {
     }
 }
 
+fn listed(paths: &[PathBuf]) -> String {
+    let paths = paths.iter().map(|path| path.display().to_string());
+    paths.collect::<Vec<_>>().join(", ")
+}
+
 /// Waits until every grain has loaded.
 fn wait_until_ready(application: &Application) -> Result<(), ChangeError> {
     let deadline = Instant::now() + LOAD;
@@ -322,7 +356,11 @@ enum Readiness {
 fn readiness(status: &AppStatus, is_late: bool) -> Readiness {
     let reason = match &status.not_ready {
         None if !status.grains.is_empty() => return Readiness::Ready,
-        None => "its sandbox has not said how the grain workers are",
+        // An answer comes with a descriptor for each worker.
+        None => {
+            "its sandbox has not said how the grain workers are; look at the agent's limit of \
+             open files"
+        }
         Some(reason) => reason,
     };
     // A sandbox that cannot be made is tried again, but nobody waits for that here.

@@ -42,6 +42,8 @@ pub struct Host {
     /// What is deployed, for whoever asks meanwhile.
     known: Mutex<BTreeMap<String, Known>>,
     settings: Mutex<Settings>,
+    /// Where this process may read, if that is bounded.
+    reach: Option<Vec<PathBuf>>,
 }
 
 /// A deployment, and why it does not run.
@@ -108,6 +110,7 @@ impl Host {
             running: Mutex::default(),
             known: Mutex::default(),
             settings: Mutex::new(Settings::of(spec)),
+            reach: spec.own_rights.read.clone(),
         }
     }
 

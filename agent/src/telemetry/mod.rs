@@ -77,6 +77,13 @@ impl Export {
         Ok(Export::default())
     }
 
+    /// Whether [`Export::begin`] would send spans anywhere.
+    #[must_use]
+    pub fn is_wanted(configured: Option<&str>) -> bool {
+        let chosen = endpoint::choose(configured, |name| std::env::var(name).ok());
+        cfg!(feature = "otel") && chosen.is_ok_and(|endpoint| endpoint.is_some())
+    }
+
     /// Who is told of paths.
     #[must_use]
     pub fn telemetry(&self) -> &Telemetry {

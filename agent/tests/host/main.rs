@@ -16,6 +16,7 @@ mod kernel_limits;
 mod kills;
 mod logs;
 mod network;
+mod own_rights;
 mod rounds;
 mod service;
 mod shared;

@@ -12,11 +12,11 @@ use landlock::{
 use crate::Files;
 
 /// The newest ABI whose rights are known here; an older kernel handles what it knows.
-const KNOWN: ABI = ABI::V6;
+pub(super) const KNOWN: ABI = ABI::V6;
 
 /// Read and executed by everything: programs, libraries, interpreters, their configuration, and
 /// what tells a runtime about its machine.
-const SYSTEM: [&str; 13] = [
+pub(super) const SYSTEM: [&str; 13] = [
     "/usr",
     "/bin",
     "/sbin",
@@ -33,7 +33,7 @@ const SYSTEM: [&str; 13] = [
 ];
 
 /// Devices without which programs do not start, and no others.
-const DEVICES: [&str; 5] = [
+pub(super) const DEVICES: [&str; 5] = [
     "/dev/null",
     "/dev/zero",
     "/dev/full",
@@ -77,7 +77,10 @@ pub(crate) fn ruleset<'a>(
 }
 
 /// The rights of a directory do not all fit a file.
-fn opened(path: &Path, access: BitFlags<AccessFs>) -> Option<(PathFd, BitFlags<AccessFs>)> {
+pub(super) fn opened(
+    path: &Path,
+    access: BitFlags<AccessFs>,
+) -> Option<(PathFd, BitFlags<AccessFs>)> {
     let fd = PathFd::new(path).ok()?;
     let directory = path.is_dir();
     let access = if directory {

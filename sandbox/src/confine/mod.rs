@@ -3,6 +3,9 @@
 //! Init prepares all of it before the clone; the child only makes the calls (`sys::give_up`), as
 //! the last thing before its exec. A part that this kernel refuses is left out, by name.
 
+mod agent;
+mod agent_calls;
+mod agent_files;
 mod files;
 mod limits;
 mod syscalls;
@@ -18,6 +21,8 @@ use std::thread;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, connect, socket};
 use seccompiler::sock_filter;
 
+pub(crate) use agent::probes as agent_probes;
+pub use agent::{AgentRights, agent_system_calls, bound_calls, give_up_rights};
 pub use files::is_readable;
 use files::ruleset;
 pub(crate) use files::{SCRATCH, exists};
@@ -127,6 +132,7 @@ impl Prepared<'_> {
             limits: &self.confinement.limits,
             ruleset: self.ruleset.as_ref().map(AsRawFd::as_raw_fd),
             filters: &self.confinement.filters,
+            all_threads: false,
         }
     }
 }

@@ -14,7 +14,7 @@ use seccompiler::{
 
 /// The last system call of Linux 6.18 (`file_setattr`), the same on every architecture. What is
 /// above it is of a later kernel, or of x32, whose numbers have bit 30.
-const LAST: u32 = 469;
+pub(super) const LAST: u32 = 469;
 
 /// Refused with EPERM, whatever their arguments.
 const REFUSED: &[i64] = &[
@@ -160,7 +160,7 @@ fn rules(io_uring: bool) -> io::Result<BTreeMap<i64, Vec<SeccompRule>>> {
 
 /// A rule that matches if all conditions on (argument, comparison, value) do. The kernel looks at
 /// the lower half of each of these arguments, and so does the rule.
-fn rule<const N: usize>(conditions: [(u8, Compare, u64); N]) -> io::Result<SeccompRule> {
+pub(super) fn rule<const N: usize>(conditions: [(u8, Compare, u64); N]) -> io::Result<SeccompRule> {
     let conditions = conditions
         .into_iter()
         .map(|(argument, compare, value)| {
@@ -175,17 +175,26 @@ fn compile(
     rules: BTreeMap<i64, Vec<SeccompRule>>,
     action: SeccompAction,
 ) -> io::Result<Vec<sock_filter>> {
+    compile_with(rules, SeccompAction::Allow, action)
+}
+
+/// What no rule matches gets `others`, what one does gets `matched`.
+pub(super) fn compile_with(
+    rules: BTreeMap<i64, Vec<SeccompRule>>,
+    others: SeccompAction,
+    matched: SeccompAction,
+) -> io::Result<Vec<sock_filter>> {
     let arch = std::env::consts::ARCH
         .try_into()
         .map_err(io::Error::other)?;
-    let filter = SeccompFilter::new(rules, SeccompAction::Allow, action, arch);
+    let filter = SeccompFilter::new(rules, others, matched, arch);
     let program: Result<BpfProgram, _> = filter.and_then(TryInto::try_into);
     program.map_err(io::Error::other)
 }
 
 /// Puts a look at the number in front: the compiler knows single numbers only. Its own jumps are
 /// relative and stay right.
-fn known_only(program: Vec<sock_filter>, last: u32) -> Vec<sock_filter> {
+pub(super) fn known_only(program: Vec<sock_filter>, last: u32) -> Vec<sock_filter> {
     let step = |code: u32, jt: u8, jf: u8, k: u32| sock_filter {
         code: code as u16,
         jt,

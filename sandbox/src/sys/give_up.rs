@@ -18,6 +18,8 @@ pub(crate) struct GiveUp<'a> {
     pub(crate) ruleset: Option<RawFd>,
     /// Programs for seccomp, in their order.
     pub(crate) filters: &'a [Vec<sock_filter>],
+    /// The filters are for every thread of the process, not only for this one.
+    pub(crate) all_threads: bool,
 }
 
 /// `_LINUX_CAPABILITY_VERSION_3`.
@@ -51,7 +53,7 @@ pub(crate) fn give_up(what: &GiveUp<'_>) -> Result<(), (&'static str, io::Error)
         checked(entered).map_err(part(PARTS[2]))?;
     }
     for filter in what.filters {
-        install(filter).map_err(part(PARTS[3]))?;
+        install(filter, what.all_threads).map_err(part(PARTS[3]))?;
     }
     Ok(())
 }
@@ -104,20 +106,29 @@ fn drop_privileges() -> io::Result<()> {
     checked(unsafe { libc::syscall(libc::SYS_capset, &raw const header, &raw const none) })
 }
 
-fn install(filter: &[sock_filter]) -> io::Result<()> {
+fn install(filter: &[sock_filter], all_threads: bool) -> io::Result<()> {
+    let flags = match all_threads {
+        true => libc::SECCOMP_FILTER_FLAG_TSYNC,
+        false => 0,
+    };
     let program = libc::sock_fprog {
         len: u16::try_from(filter.len()).map_err(|_| io::Error::from_raw_os_error(libc::E2BIG))?,
         filter: filter.as_ptr().cast_mut().cast(),
     };
     // SAFETY: the program is valid for reads, of the kernel's layout, and copied by the call.
-    checked(unsafe {
+    let installed = unsafe {
         libc::syscall(
             libc::SYS_seccomp,
             libc::SECCOMP_SET_MODE_FILTER,
-            0,
+            flags,
             &raw const program,
         )
-    })
+    };
+    match installed {
+        // The number of a thread that has another filter.
+        1.. => Err(io::Error::from_raw_os_error(libc::EBUSY)),
+        other => checked(other),
+    }
 }
 
 /// The version of Landlock here.
@@ -138,6 +149,16 @@ pub(crate) fn landlock_version() -> io::Result<u32> {
 pub(crate) fn use_a_capability() -> io::Result<()> {
     // SAFETY: takes plain numbers.
     checked(unsafe { libc::prctl(libc::PR_CAPBSET_DROP, 0, 0, 0, 0) }.into())
+}
+
+/// Reads the clock, which is no system call where the kernel maps it.
+pub(crate) fn read_clock() -> io::Result<()> {
+    let mut now = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: the time is valid for writes.
+    checked(unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) }.into())
 }
 
 /// Asks for no new namespace, which everybody may without a filter.

@@ -42,6 +42,15 @@ impl AsFd for Signals {
     }
 }
 
+/// Has the kernel reap ended children by itself.
+pub(crate) fn ignore_children() -> io::Result<()> {
+    // SAFETY: no handler is installed, so nothing of this program runs at the signal.
+    if unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) } == libc::SIG_ERR {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
 /// The signal mask that a thread had before [`block_all_signals`]; dropping it puts it back.
 pub(crate) struct OldMask(libc::sigset_t);
 

@@ -10,11 +10,15 @@ use std::io::{self, Write};
 use std::net::TcpStream;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+use std::process::ExitCode;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
-fn main() {
+fn main() -> ExitCode {
+    if sandpipe_sandbox::is_launcher() {
+        return sandpipe_sandbox::launcher_main();
+    }
     let mut arguments = std::env::args().skip(1);
     let file = arguments.next().expect("a file");
     let mut kept = Kept::default();
@@ -80,6 +84,7 @@ impl Kept {
             "write" => outcome(OpenOptions::new().create(true).append(true).open(argument)),
             "run" => outcome(std::process::Command::new(argument).output()),
             "write-link" => outcome(OpenOptions::new().write(true).open(argument)),
+            "give-up" => give_up(argument),
             "descriptors" => descriptors(),
             "unix" => outcome(UnixStream::connect(argument)),
             "listen-abstract" => self.listen(argument),
@@ -115,6 +120,27 @@ impl Kept {
         }
         json!([most, null])
     }
+}
+
+/// Gives up what an agent does: `RUN,DATA,READ`, the last for whatever it may if it is empty. What
+/// was given up, and what was not with the reason.
+fn give_up(argument: &str) -> Value {
+    let mut paths = argument.split(',');
+    let mut next = || paths.next().expect("three paths");
+    let (run_dir, data_dir, read) = (next().into(), next().into(), next());
+    let rights = sandpipe_sandbox::AgentRights {
+        run_dir,
+        data_dir,
+        read: (!read.is_empty()).then(|| vec![read.into()]),
+        connects: false,
+    };
+    let mut report = sandpipe_sandbox::give_up_rights(&rights);
+    report.push(sandpipe_sandbox::bound_calls(None));
+    let items = report.into_iter().map(|item| {
+        let off = item.state == sandpipe_sandbox::IsolationState::Off;
+        (item.name, off.then_some(item.reason))
+    });
+    json!(items.collect::<std::collections::BTreeMap<_, _>>())
 }
 
 /// How many bytes went into one file, and what stopped it.

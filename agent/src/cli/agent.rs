@@ -22,6 +22,8 @@ use crate::open_files;
 use crate::own_rights;
 use crate::telemetry::Export;
 
+/// After how long a silent bus thread is asked once more.
+const SECOND_LOOK: Duration = Duration::from_secs(1);
 /// Between two looks at what has ended by itself.
 const WATCH: Duration = Duration::from_secs(2);
 
@@ -133,6 +135,8 @@ impl Agent<'_> {
             if deployed.iter().any(|known| known.file == *file) {
                 continue;
             }
+            // The manager's patience is for one deployment, not for all of them.
+            self.notifier.alive();
             // A wrong file must not keep the others from running.
             if let Err(error) = self.host.deploy(file, None) {
                 let error = open_files::with_remedy(error.to_string());
@@ -251,15 +255,27 @@ impl Agent<'_> {
     }
 }
 
-/// Whether every bus thread answers.
+/// Whether every bus thread answers: one that does not is asked twice, since an application that
+/// is just ending or changing its version does not answer either.
 async fn answers(door: &FrontDoor) -> bool {
-    let status = door.status().await;
-    let silent = status.iter().filter(|app| !app.answers);
-    let silent: Vec<&str> = silent.map(|app| app.app.as_str()).collect();
+    let before = silent(door).await;
+    if before.is_empty() {
+        return true;
+    }
+    tokio::time::sleep(SECOND_LOOK).await;
+    let mut silent = silent(door).await;
+    silent.retain(|app| before.contains(app));
     if !silent.is_empty() {
         tracing::error!("no answer from the bus threads of {}", silent.join(", "));
     }
     silent.is_empty()
+}
+
+/// The applications whose bus threads do not answer now.
+async fn silent(door: &FrontDoor) -> Vec<String> {
+    let status = door.status().await;
+    let silent = status.into_iter().filter(|app| !app.answers);
+    silent.map(|app| app.app).collect()
 }
 
 /// A thread that looks after what has ended by itself.

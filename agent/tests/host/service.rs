@@ -87,9 +87,11 @@ fn a_bus_thread_that_does_not_answer_ends_the_signs_of_life() {
     fleet.deploy(&fleet.write("x", &["a"], "", ""));
     assert!(manager.hear().starts_with("READY=1"));
     let tasks = std::fs::read_dir(format!("/proc/{}/task", agent.pid())).unwrap();
+    // A thread's name is 15 bytes at most.
+    let name_of_bus: String = format!("bus-{}", fleet.prefix).chars().take(12).collect();
     let bus = tasks.flatten().find(|task| {
         let name = std::fs::read_to_string(task.path().join("comm")).unwrap_or_default();
-        name.starts_with(&format!("bus-{}", fleet.prefix)[..12])
+        name.starts_with(&name_of_bus)
     });
     let bus: u32 = bus
         .expect("a bus thread")

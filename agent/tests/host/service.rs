@@ -104,10 +104,10 @@ fn a_bus_thread_that_does_not_answer_ends_the_signs_of_life() {
         skip("a thread cannot be traced here");
         return;
     };
-    // What was on its way is taken; then silence, longer than several intervals.
+    // What was on its way is taken; then silence, longer than two looks.
     manager
         .socket
-        .set_read_timeout(Some(Duration::from_secs(3)))
+        .set_read_timeout(Some(Duration::from_secs(8)))
         .unwrap();
     let mut heard = 0;
     let mut bytes = [0; 4096];

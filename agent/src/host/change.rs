@@ -268,18 +268,16 @@ impl Host {
         };
         self.door.close(app);
         let data = self.places(&deployment).data;
-        let forget = || {
-            self.registry.forget(app)?;
-            match purge {
-                true => std::fs::remove_dir_all(&data),
-                false => Ok(()),
-            }
-        };
-        forget().map_err(|source| ChangeError::Disk {
+        let disk = |source| ChangeError::Disk {
             path: data.clone(),
             source,
-        })?;
+        };
+        self.registry.forget(app).map_err(disk)?;
+        // From here on it is not deployed, whatever becomes of its messages.
         lock(&self.known).remove(app);
+        if purge {
+            std::fs::remove_dir_all(&data).map_err(disk)?;
+        }
         tracing::info!(app, left, "undeployed");
         Ok(Undeployed {
             app: app.to_owned(),

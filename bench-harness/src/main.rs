@@ -69,7 +69,7 @@ struct Run {
 enum ProfileName {
     /// One round: does everything run?
     Smoke,
-    /// At most six minutes.
+    /// Six minutes or so.
     Quick,
     /// More rounds and samples.
     Full,

@@ -88,7 +88,7 @@ fn run_tidy(root: PathBuf) -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let report = tidy::check(&sources);
+    let report = tidy::check(&sources, |path| root.join(path).exists());
     for note in &report.notes {
         println!("note: {note}");
     }

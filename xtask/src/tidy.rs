@@ -2,6 +2,7 @@
 
 mod functions;
 mod lines;
+mod links;
 mod scripts;
 mod source;
 mod whole;
@@ -56,8 +57,9 @@ impl Report {
     }
 }
 
-/// Checks every rule over `sources`; findings come sorted by place.
-pub fn check(sources: &[Source]) -> Report {
+/// Checks every rule over `sources`, where `exists` tells whether a path is in the tree; findings
+/// come sorted by place.
+pub fn check(sources: &[Source], exists: impl Fn(&str) -> bool) -> Report {
     let mut report = Report::default();
     for source in sources {
         file_length(source, &mut report);
@@ -67,6 +69,7 @@ pub fn check(sources: &[Source]) -> Report {
     }
     whole::sync_names(sources, &mut report);
     whole::specified_tests(sources, &mut report);
+    links::check(sources, exists, &mut report);
     report.findings.sort();
     report
 }

@@ -1,6 +1,11 @@
 //! Each rule against a tree that keeps it and a tree that breaks it.
 
-use super::{Report, Source, check};
+use super::{Report, Source};
+
+/// A tree in which one file is there beside the sources.
+fn check(sources: &[Source]) -> Report {
+    super::check(sources, |path| path == "docs/there.svg")
+}
 
 fn file(path: &str, text: &str) -> Source {
     Source {
@@ -187,4 +192,15 @@ Text with `code`. It is fast (test: bus::fast).
     let python = file("b/test_b.py", "def b_is_late():\n    pass\n");
     assert!(broken(&[spec(), rust(), python]).is_empty());
     assert_eq!(broken(&[spec()]).len(), 3);
+}
+
+#[test]
+fn a_documents_links_lead_to_files_that_are_there() {
+    let kept = "![a](there.svg) [b](there.svg#part) [c](#here) [d](https://example.org/x)\n";
+    assert!(broken_in("docs/A.md", kept).is_empty());
+    assert_eq!(
+        broken_in("docs/A.md", "one\n[b](gone.md)\n"),
+        ["dead-link:2"]
+    );
+    assert_eq!(broken_in("README.md", "[a](there.svg)\n"), ["dead-link:1"]);
 }

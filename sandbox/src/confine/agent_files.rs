@@ -5,12 +5,11 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use landlock::{
-    Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, PathBeneath, Ruleset,
-    RulesetAttr, RulesetCreatedAttr,
+    Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, Ruleset, RulesetAttr,
 };
 
 use super::AgentRights;
-use super::files::{DEVICES, KNOWN, SYSTEM, opened};
+use super::files::{DEVICES, KNOWN, SYSTEM, made};
 
 /// A ruleset of what an agent reaches. It executes nothing, whatever it may read.
 ///
@@ -30,7 +29,7 @@ pub(super) fn ruleset(rights: &AgentRights) -> io::Result<OwnedFd> {
         .into_iter()
         .map(|path| (path, AccessFs::ReadFile | AccessFs::ReadDir))
         .chain(write.map(|path| (path, written())));
-    let made = || -> Result<Option<OwnedFd>, landlock::RulesetError> {
+    made(rules, || {
         let mut ruleset = Ruleset::default()
             .set_compatibility(CompatLevel::BestEffort)
             .handle_access(AccessFs::from_all(KNOWN))?
@@ -38,18 +37,8 @@ pub(super) fn ruleset(rights: &AgentRights) -> io::Result<OwnedFd> {
         if !rights.connects {
             ruleset = ruleset.handle_access(AccessNet::ConnectTcp)?;
         }
-        let mut ruleset = ruleset.create()?;
-        for (path, access) in rules {
-            let Some((fd, access)) = opened(path, access) else {
-                continue;
-            };
-            ruleset = ruleset.add_rule(PathBeneath::new(fd, access))?;
-        }
-        Ok(ruleset.into())
-    };
-    made()
-        .map_err(|error| io::Error::other(error.to_string()))?
-        .ok_or_else(|| io::Error::from(io::ErrorKind::Unsupported))
+        ruleset.create()
+    })
 }
 
 /// Files, directories and sockets; no devices, no links, nothing to execute.

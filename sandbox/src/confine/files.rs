@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use landlock::{
     ABI, Access, AccessFs, BitFlags, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset,
-    RulesetAttr, RulesetCreatedAttr, Scope,
+    RulesetAttr, RulesetCreated, RulesetCreatedAttr, RulesetError, Scope,
 };
 
 use crate::Files;
@@ -57,12 +57,22 @@ pub(crate) fn ruleset<'a>(
     let rules = read
         .map(|path| (path, AccessFs::from_read(KNOWN)))
         .chain(write.map(|path| (path, AccessFs::from_all(KNOWN))));
-    let made = || -> Result<Option<OwnedFd>, landlock::RulesetError> {
-        let mut ruleset = Ruleset::default()
+    made(rules, || {
+        Ruleset::default()
             .set_compatibility(CompatLevel::BestEffort)
             .handle_access(AccessFs::from_all(KNOWN))?
             .scope(Scope::from_all(KNOWN))?
-            .create()?;
+            .create()
+    })
+}
+
+/// The ruleset that `create` makes, with these rules.
+pub(super) fn made<'a>(
+    rules: impl Iterator<Item = (&'a Path, BitFlags<AccessFs>)>,
+    create: impl FnOnce() -> Result<RulesetCreated, RulesetError>,
+) -> io::Result<OwnedFd> {
+    let filled = || -> Result<Option<OwnedFd>, RulesetError> {
+        let mut ruleset = create()?;
         for (path, access) in rules {
             let Some((fd, access)) = opened(path, access) else {
                 continue;
@@ -71,16 +81,13 @@ pub(crate) fn ruleset<'a>(
         }
         Ok(ruleset.into())
     };
-    made()
+    filled()
         .map_err(|error| io::Error::other(error.to_string()))?
         .ok_or_else(|| io::Error::from(io::ErrorKind::Unsupported))
 }
 
 /// The rights of a directory do not all fit a file.
-pub(super) fn opened(
-    path: &Path,
-    access: BitFlags<AccessFs>,
-) -> Option<(PathFd, BitFlags<AccessFs>)> {
+fn opened(path: &Path, access: BitFlags<AccessFs>) -> Option<(PathFd, BitFlags<AccessFs>)> {
     let fd = PathFd::new(path).ok()?;
     let directory = path.is_dir();
     let access = if directory {

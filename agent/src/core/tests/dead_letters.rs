@@ -5,7 +5,19 @@ use sandpipe_abi::MessageId;
 use super::world::{World, body};
 use crate::core::*;
 
-const CHAIN: &[&[usize]] = &[&[1], &[2], &[]];
+pub const CHAIN: &[&[usize]] = &[&[1], &[2], &[]];
+
+/// A request that has died in the second of three grains; nothing of that is durable yet.
+pub fn with_a_fresh_letter() -> World {
+    let mut world = World::new(CHAIN, true);
+    world.submit(Identity::Key("k".into()), Wait::Answer, b"xD1");
+    world.handle(0);
+    world.read(0);
+    world.flush();
+    world.handle(1);
+    world.read(1);
+    world
+}
 
 /// A request that dies in the second of three grains, durable and over.
 fn with_a_letter() -> (World, String) {
@@ -180,13 +192,7 @@ fn an_agent_that_dies_while_it_sends_a_letter_again_leaves_one_effect() {
 #[test]
 fn an_answer_that_says_an_event_died_is_never_there_without_the_letter() {
     for kept in 0..8 {
-        let mut world = World::new(CHAIN, true);
-        world.submit(Identity::Key("k".into()), Wait::Answer, b"xD1");
-        world.handle(0);
-        world.read(0);
-        world.flush();
-        world.handle(1);
-        world.read(1);
+        let mut world = with_a_fresh_letter();
         // Of each topic partition, this many of the records that were not acknowledged.
         world.agent_dies(true, |bound| kept.min(bound - 1));
         world.run();

@@ -4,21 +4,14 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use sandpipe_abi::MessageId;
 
+use super::dead_letters;
 use super::world::World;
 use crate::core::*;
 
-const CHAIN: &[&[usize]] = &[&[1], &[2], &[]];
 const DELETING: u64 = 1000;
 
-/// A request that has died in the second of three grains; nothing of that is durable yet.
 fn with_a_fresh_letter() -> (World, MessageId) {
-    let mut world = World::new(CHAIN, true);
-    world.submit(Identity::Key("k".into()), Wait::Answer, b"xD1");
-    world.handle(0);
-    world.read(0);
-    world.flush();
-    world.handle(1);
-    world.read(1);
+    let world = dead_letters::with_a_fresh_letter();
     let event = MessageId::parse(&world.letters()[0]).unwrap();
     (world, event)
 }

@@ -1,11 +1,9 @@
 //! What an earlier version of the application, or an earlier agent, has left.
 
-use std::sync::Arc;
-
 use sandpipe_abi::MessageId;
 use sandpipe_global_bus::{Flag, Record};
 
-use super::world::{World, body, workflow};
+use super::world::{World, body, request, workflow};
 use crate::core::local::UNKNOWN_ROOTS;
 use crate::core::*;
 
@@ -13,17 +11,7 @@ const FAN_OUT: &[&[usize]] = &[&[1, 2], &[], &[]];
 
 /// A request that is durable, on its way into its queue.
 fn on_its_way(core: &mut Core<u64>, now: Now, waiter: u64, payload: &[u8]) -> Delivery {
-    let submit = Submit {
-        identity: Identity::Fresh,
-        wait: Wait::Durable,
-        waiter,
-        payload: payload.to_vec(),
-        content_type: Arc::default(),
-        traceparent: Arc::default(),
-        attributes: Arc::default(),
-        traced_since_ns: None,
-        shows_trace: false,
-    };
+    let submit = request(Identity::Fresh, Wait::Durable, waiter, payload);
     core.submit(now, submit);
     loop {
         match core.next_command().expect("it is published in the end") {

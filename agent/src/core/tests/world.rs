@@ -38,6 +38,21 @@ struct Lane {
     released: HashSet<usize>,
 }
 
+/// A request without anything but its payload.
+pub fn request(identity: Identity, wait: Wait, waiter: u64, payload: &[u8]) -> Submit<u64> {
+    Submit {
+        identity,
+        wait,
+        waiter,
+        payload: payload.to_vec(),
+        content_type: Arc::default(),
+        traceparent: Arc::default(),
+        attributes: Arc::default(),
+        traced_since_ns: None,
+        shows_trace: false,
+    }
+}
+
 pub struct World {
     pub core: Core<u64>,
     workflow: Workflow,
@@ -115,18 +130,8 @@ impl World {
     pub fn submit(&mut self, identity: Identity, wait: Wait, payload: &[u8]) -> u64 {
         self.waiter += 1;
         self.replies.insert(self.waiter, Vec::new());
-        let submit = Submit {
-            identity,
-            wait,
-            waiter: self.waiter,
-            payload: payload.to_vec(),
-            content_type: Arc::default(),
-            traceparent: Arc::default(),
-            attributes: Arc::default(),
-            traced_since_ns: None,
-            shows_trace: false,
-        };
-        self.core.submit(self.now, submit);
+        let request = request(identity, wait, self.waiter, payload);
+        self.core.submit(self.now, request);
         self.carry_out();
         self.waiter
     }

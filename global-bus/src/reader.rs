@@ -19,6 +19,10 @@ pub struct Follow {
 
 /// What was read.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "it is handed over once; a box would cost each record an allocation"
+)]
 pub enum Read {
     /// A record of the ownership log.
     Owner(OwnerRecord),

@@ -8,6 +8,7 @@ use crate::app::App;
 use crate::error::BenchError;
 use crate::http::Connection;
 use crate::load::{Load, run};
+use crate::raw::First;
 use crate::report::Unit;
 use crate::rounds::{Of, Plan};
 use crate::stats::Samples;
@@ -19,12 +20,14 @@ pub(super) const FIGURE: FigureKind = FigureKind {
     measure,
 };
 
-const SUBSTITUTIONS: [&str; 3] = [
+const SUBSTITUTIONS: [&str; 4] = [
     "each application has an agent of its own",
     "a latency counts from the moment a request was due until its answer is there (open loop, \
      corrected for coordinated omission)",
     "the neighbour is asked by eight clients without a pause; agents, grains and both loads share \
      the machine's CPUs",
+    "whoever measures runs before every other thread (SCHED_FIFO), in both cases: on a host of its \
+     own it would not stand in line behind the neighbour's clients",
 ];
 
 /// Events a second of the application that is measured.
@@ -58,6 +61,13 @@ fn measure(setting: &Setting<'_>) -> Result<Parts, BenchError> {
     parts.measure(setting, plan, Unit::Us, |_, _| None)?;
     let note = format!("the neighbour answered {} events", answered.into_inner());
     parts.notes.push(note);
+    if let Some(why) = First::in_line().refusal() {
+        let note = format!(
+            "whoever measures stood in line with the neighbour's clients: SCHED_FIFO is refused \
+             ({why}); run as root, or raise RLIMIT_RTPRIO"
+        );
+        parts.notes.push(note);
+    }
     Ok(parts)
 }
 
@@ -71,6 +81,7 @@ fn start(name: &str) -> Result<App, BenchError> {
 }
 
 fn latencies(app: &App, count: usize) -> Result<Samples, BenchError> {
+    let _first = First::in_line();
     let answered = run(&Load {
         address: &app.address,
         path: &app.path,

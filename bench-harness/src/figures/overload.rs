@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use super::figure_5c::rust_program;
 use super::{FigureKind, Parts, Setting};
@@ -33,8 +34,10 @@ const SUBSTITUTIONS: [&str; 3] = [
 const CONCURRENCY: usize = 4;
 const ROOM: usize = 8;
 const PACE_US: u32 = 10_000;
-/// Answers are kept no longer, so that what the agent holds is level.
-const KEPT_MS: u32 = 5000;
+/// Answers are kept no longer. The overloads before the measured ones last a multiple of it, so
+/// that what the agent holds is level when they begin.
+const KEPT: Duration = Duration::from_secs(1);
+const WARM: Duration = Duration::from_secs(4);
 const TIMES: f64 = 3.0;
 const CONNECTIONS: usize = 64;
 /// Answers of the capacity's run in the quick profile, and requests of the overload.
@@ -58,7 +61,10 @@ fn measure(setting: &Setting<'_>) -> Result<Parts, BenchError> {
     let beside = Beside::default();
     // Warm: what it needs for a crowd it has from now on.
     let per_s = rate(&at_capacity(&app, profile.samples(ANSWERS))?);
-    overloaded(&app, per_s, profile.samples(REQUESTS), &Beside::default())?;
+    let warm = Instant::now() + WARM;
+    while Instant::now() < warm {
+        overloaded(&app, per_s, profile.samples(REQUESTS), &Beside::default())?;
+    }
     let memory = app.resident_bytes();
     let mut plan = Plan::default();
     let capacity = Cell::new(per_s);
@@ -96,9 +102,10 @@ fn start() -> Result<App, BenchError> {
     let program = rust_program()?;
     let text = format!(
         "name = \"bench-overload\"\n[workflow]\nchain = [\"f\"]\n[limits]\nmax_in_flight = {ROOM}\n\
-         deadline_ms = {KEPT_MS}\n\
+         deadline_ms = {}\n\
          [[grain]]\nname = \"f\"\nruntime = \"rust\"\nhandler = {program:?}\nmode = \"pool\"\n\
-         concurrency = {CONCURRENCY}\nenv = {{ BENCH_GRAIN_PACE_US = \"{PACE_US}\" }}\n"
+         concurrency = {CONCURRENCY}\nenv = {{ BENCH_GRAIN_PACE_US = \"{PACE_US}\" }}\n",
+        KEPT.as_millis()
     );
     App::start("bench-overload", &text)
 }

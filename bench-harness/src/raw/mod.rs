@@ -1,6 +1,8 @@
-//! Shared pages, forks, and counts of page faults and system calls: the harness's only unsafe code.
+//! Shared pages, forks, scheduling, and counts of page faults and system calls: the harness's only
+//! unsafe code.
 
 mod calls;
+mod first;
 mod pages;
 mod words;
 
@@ -14,6 +16,7 @@ use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, kill_process, waitpi
 use crate::error::BenchError;
 
 pub use calls::{Stretch, count_calls};
+pub use first::First;
 pub use pages::{own_private_pages, page_faults};
 pub use words::SharedWords;
 

@@ -2,6 +2,7 @@
 //! it.
 
 mod client;
+mod lock;
 mod server;
 #[cfg(test)]
 mod tests;

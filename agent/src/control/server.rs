@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use super::lock::Lock;
 use super::{Answer, ControlError, Question, ask};
 
 /// How long one who has connected may take to ask.
@@ -27,6 +28,8 @@ const QUESTION_BYTES_MAX: u64 = 32 << 10;
 pub struct Control {
     path: PathBuf,
     listener: UnixListener,
+    /// Dropped after the socket's path is gone.
+    _lock: Lock,
 }
 
 /// Why the control socket cannot be had.
@@ -57,6 +60,17 @@ pub enum ListenError {
         /// What it said, or did not.
         reason: ControlError,
     },
+    /// Another one has begun to start, and does not answer yet.
+    #[error(
+        "another agent is about to run {app} ({} is locked); try again, or start this one with \
+         another --run-dir and --data-dir", path.display()
+    )]
+    Starting {
+        /// The application.
+        app: String,
+        /// Its lock.
+        path: PathBuf,
+    },
     /// The directory or the socket.
     #[error("{}: {source}; choose a directory of your own with --run-dir", path.display())]
     Io {
@@ -85,6 +99,9 @@ impl Control {
                 .create(directory)
                 .map_err(io)?;
         }
+        // Before the question: of two that start at once and find a dead one's socket, only one may
+        // replace it.
+        let lock = Lock::take(path).map_err(io)?;
         match ask(path, Question::Status) {
             Ok(other) => {
                 return Err(ListenError::Running {
@@ -99,6 +116,12 @@ impl Control {
             }
             Err(_) => {}
         }
+        let Some(lock) = lock else {
+            return Err(ListenError::Starting {
+                app: app.to_owned(),
+                path: path.with_extension("lock"),
+            });
+        };
         match std::fs::remove_file(path) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(io(error)),
             _ => {}
@@ -109,6 +132,7 @@ impl Control {
         Ok(Control {
             path: path.to_path_buf(),
             listener,
+            _lock: lock,
         })
     }
 

@@ -19,8 +19,9 @@ const ENOSYS: i64 = 38;
 /// who calls them from anywhere but its own trampoline.
 const PAST_EVERY_FILTER: [i64; 2] = [335, 336];
 
-/// A prober that gives up what an agent does, then obeys; what it says, and what it kept.
-fn restricted(uid: Option<u32>, scene: &Scene, read: &str, orders: &[String]) -> Value {
+/// A prober that gives up what an agent does, then obeys; what it says, and what it kept. `wants`
+/// is what it may read and whether it connects, as the prober takes them.
+fn restricted(uid: Option<u32>, scene: &Scene, wants: &str, orders: &[String]) -> Value {
     let own = |name: &str| {
         let path = scene.path().join(name);
         fs::create_dir_all(&path).unwrap();
@@ -31,7 +32,7 @@ fn restricted(uid: Option<u32>, scene: &Scene, read: &str, orders: &[String]) ->
     let said = scene.path().join("data/said");
     let mut command = Command::new(PROBER);
     command.arg(&said);
-    command.arg(format!("give-up:{run},{data},{read}"));
+    command.arg(format!("give-up:{run},{data},{wants}"));
     command.args(orders);
     if let Some(uid) = uid {
         command.uid(uid).gid(uid);
@@ -69,28 +70,54 @@ fn lacks(said: &Value, part: &str) -> bool {
 
 #[test]
 fn every_system_call_that_is_not_on_the_list_is_refused() {
-    let allowed = sandpipe_sandbox::agent_system_calls(true);
-    assert!(allowed.len() <= 60, "{} system calls", allowed.len());
-    let without_rings = sandpipe_sandbox::agent_system_calls(false);
-    assert!(without_rings.len() <= 60, "{}", without_rings.len());
+    let bounded = [
+        format!("socket:{}", libc::AF_INET),
+        format!("socket:{}", libc::AF_NETLINK),
+    ];
+    refuses_the_rest(false, 60, &bounded);
+}
+
+#[test]
+fn who_connects_may_a_few_more_and_only_to_where_addresses_lead() {
+    let bounded = [
+        format!("socket:{}", libc::AF_VSOCK),
+        format!("socket:{}", libc::AF_PACKET),
+        format!("socket:{}", libc::AF_ALG),
+        format!("ioctl:{}", libc::TIOCSTI),
+    ];
+    refuses_the_rest(true, 69, &bounded);
+    let scene = Scene::new();
+    let let_in = [libc::AF_INET, libc::AF_INET6].map(|family| format!("socket:{family}"));
+    let said = restricted(None, &scene, ",network", &let_in);
+    for order in &let_in {
+        assert_eq!(said[order], 0, "{order}");
+    }
+}
+
+/// An agent that connects, or not, is refused each call but at most `most`, and what is bounded.
+fn refuses_the_rest(network: bool, most: usize, bounded: &[String]) {
+    let allowed = sandpipe_sandbox::agent_system_calls(true, network);
+    assert!(allowed.len() <= most, "{} system calls", allowed.len());
+    let without_rings = sandpipe_sandbox::agent_system_calls(false, network);
+    assert!(without_rings.len() <= most, "{}", without_rings.len());
     let refused: Vec<i64> = (0..=469)
         .filter(|call| !allowed.contains(call) && !without_rings.contains(call))
         .filter(|call| *call != libc::SYS_clone3 && !PAST_EVERY_FILTER.contains(call))
         .collect();
     assert!(refused.len() >= 300, "{}", refused.len());
     let mut orders: Vec<String> = refused.iter().map(|call| format!("call:{call}")).collect();
-    let bounded = [
+    let always = [
         "clone:0".to_owned(),
         format!("clone:{}", libc::CLONE_NEWUSER),
-        format!("socket:{}", libc::AF_INET),
-        format!("socket:{}", libc::AF_NETLINK),
         format!("prctl:{}", libc::PR_SET_DUMPABLE),
         format!("call:{}", libc::SYS_execve),
     ];
-    orders.extend(bounded);
+    orders.extend(always);
+    orders.extend_from_slice(bounded);
     let newer = ["call:470".to_owned(), "call:435".to_owned()];
     let scene = Scene::new();
-    let said = restricted(None, &scene, "", &[&orders[..], &newer].concat());
+    let wants = if network { ",network" } else { "," };
+    let said = restricted(None, &scene, wants, &[&orders[..], &newer].concat());
     if lacks(&said, "agent: system call filter") {
         return;
     }
@@ -98,7 +125,10 @@ fn every_system_call_that_is_not_on_the_list_is_refused() {
     assert!(let_in.is_empty(), "{let_in:?}");
     assert_eq!(said[&newer[1]], ENOSYS, "clone3");
     assert_ne!(said[&newer[0]], 0);
-    // The same orders outside: it is the filter that refused them there.
+}
+
+#[test]
+fn what_the_filter_refuses_would_be_let_in_without_it() {
     let scene = Scene::new();
     let file = scene.path().join("said");
     let mut command = Command::new(PROBER);
@@ -139,7 +169,7 @@ fn files_outside_are_read_as_configured_and_neither_written_nor_executed() {
             ("list:/".into(), EACCES),
         ];
         let orders: Vec<String> = expected.iter().map(|(order, _)| order.clone()).collect();
-        let said = restricted(uid, &scene, &place("near"), &orders);
+        let said = restricted(uid, &scene, &format!("{},", place("near")), &orders);
         if lacks(&said, "agent: file rules") {
             return;
         }

@@ -16,6 +16,7 @@ use seccompiler::sock_filter;
 
 use sandpipe::wait::{Loop, WAITER_VARIABLE, WaiterKind};
 
+use super::agent_calls::Needs;
 use super::{FILTER_REMEDY, LANDLOCK_REMEDY, PRIVILEGES, agent_calls, agent_files};
 use super::{in_child, item, must_fail, try_privileges};
 use crate::sys::{self, GiveUp};
@@ -141,20 +142,21 @@ fn try_files(rights: &AgentRights) -> io::Result<(OwnedFd, String)> {
 }
 
 /// Bounds the system calls of all threads of an agent that serves, for good; says how, or why not.
-/// `unbounded` is a reason for which they cannot be. Some system calls and one short process.
+/// `connects`: it has connections over a network of its own. Some system calls and one short
+/// process.
 #[must_use]
-pub fn bound_calls(unbounded: Option<&str>) -> IsolationItem {
+pub fn bound_calls(connects: bool) -> IsolationItem {
     let bounded = || -> io::Result<String> {
-        if let Some(reason) = unbounded {
-            return Err(io::Error::other(reason));
-        }
         if launcher::own().is_none() {
             return Err(io::Error::other("without a launcher the agent needs them"));
         }
-        let ring = waits_by_ring();
+        let needs = Needs {
+            ring: waits_by_ring(),
+            network: connects,
+        };
         // Finds the mapped clock, by calls that are not allowed later.
         let _ = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-        let filters = agent_calls::filters(ring)?;
+        let filters = agent_calls::filters(needs)?;
         try_calls(&filters)?;
         // Nobody could wait for an ended launcher any more.
         sys::ignore_children()?;
@@ -164,19 +166,16 @@ pub fn bound_calls(unbounded: Option<&str>) -> IsolationItem {
             ..GiveUp::default()
         };
         sys::give_up(&give_up).map_err(|(_, error)| error)?;
-        Ok(agent_calls::describe(ring))
+        Ok(agent_calls::describe(needs))
     };
-    let remedy = match unbounded {
-        Some(_) => "",
-        None => FILTER_REMEDY,
-    };
-    item(CALLS_OF_AGENT, bounded(), remedy)
+    item(CALLS_OF_AGENT, bounded(), FILTER_REMEDY)
 }
 
-/// The system calls of an agent whose bus threads wait by rings, or not. For the tests only.
+/// The system calls of an agent whose bus threads wait by rings, or not, and that connects over a
+/// network, or not. For the tests only.
 #[must_use]
-pub fn agent_system_calls(ring: bool) -> Vec<i64> {
-    agent_calls::calls(ring).collect()
+pub fn agent_system_calls(ring: bool, network: bool) -> Vec<i64> {
+    agent_calls::calls(Needs { ring, network }).collect()
 }
 
 /// Each part proved by use, for the doctor.
@@ -188,9 +187,12 @@ pub(crate) fn probes() -> Vec<(&'static str, io::Result<String>, &'static str)> 
         connects: false,
     };
     let calls = || -> io::Result<String> {
-        let ring = waits_by_ring();
-        try_calls(&agent_calls::filters(ring)?)?;
-        Ok(agent_calls::describe(ring))
+        let needs = Needs {
+            ring: waits_by_ring(),
+            network: false,
+        };
+        try_calls(&agent_calls::filters(needs)?)?;
+        Ok(agent_calls::describe(needs))
     };
     vec![
         (

@@ -4,7 +4,7 @@
 //! What it calls only until it serves is not here. Neither is what it can do without: `mremap`
 //! (memory is copied), `lseek` (a hint of sizes), `sched_getaffinity` and `sigaltstack` (the words
 //! at a stack overflow), `set_robust_list` (it holds no such lock), `getrandom` (/dev/urandom is
-//! read instead), `clock_gettime` (the kernel maps the clock, or else there is no filter), `waitid`
+//! read instead; OpenSSL insists), `clock_gettime` (the kernel maps the clock, or else there is no filter), `waitid`
 //! (its ended launcher is reaped by itself).
 
 use std::collections::BTreeMap;
@@ -43,7 +43,7 @@ pub(super) const ALLOWED: &[(i64, &str)] = &[
     (libc::SYS_flock, "a log has one writer"),
     (libc::SYS_fcntl, "close-on-exec, non-blocking, seals"),
     // Connections: the front door, control, inits, launcher, the service manager.
-    (libc::SYS_socket, "Unix sockets only"),
+    (libc::SYS_socket, "Unix sockets; see [`rules`] for others"),
     (libc::SYS_socketpair, "an answer of the launcher"),
     (libc::SYS_connect, "to an init"),
     (libc::SYS_accept4, "front door, control"),
@@ -114,14 +114,59 @@ pub(super) const BY_EPOLL: [(i64, &str); 2] = [
     (libc::SYS_epoll_pwait, "the same"),
 ];
 
-/// The calls of an agent whose bus threads wait by rings, or not.
-pub(super) fn calls(ring: bool) -> impl Iterator<Item = i64> {
-    let waits: &[(i64, &str)] = if ring { &BY_RING } else { &BY_EPOLL };
-    ALLOWED.iter().chain(waits).map(|(call, _)| *call)
+/// With connections of its own over a network, to Kafka or to who takes spans: their clients, the
+/// C library's search for names, and OpenSSL. Drawn up by tracing all of them, brokers that died
+/// and came back, names, TLS and SASL among it.
+pub(super) const BY_NETWORK: [(i64, &str); 9] = [
+    #[cfg(target_arch = "x86_64")]
+    (
+        libc::SYS_poll,
+        "librdkafka's connections, answers of a name server",
+    ),
+    (
+        libc::SYS_pipe2,
+        "by which librdkafka's threads wake each other",
+    ),
+    (
+        libc::SYS_bind,
+        "netlink: which kinds of addresses there are",
+    ),
+    (
+        libc::SYS_getsockname,
+        "the same, and the order of addresses",
+    ),
+    (libc::SYS_sendmmsg, "two questions to a name server at once"),
+    (libc::SYS_ioctl, "how long its answer is, nothing else"),
+    (libc::SYS_uname, "the host's own name among the names"),
+    (libc::SYS_lseek, "the end of /etc/hosts"),
+    (
+        libc::SYS_getrandom,
+        "OpenSSL, which ends the process without it",
+    ),
+];
+
+/// What decides which calls an agent makes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Needs {
+    /// Its bus threads wait by rings.
+    pub(super) ring: bool,
+    /// It connects to Kafka, or sends spans.
+    pub(super) network: bool,
+}
+
+/// The calls of such an agent.
+pub(super) fn calls(needs: Needs) -> impl Iterator<Item = i64> {
+    let waits: &[(i64, &str)] = if needs.ring { &BY_RING } else { &BY_EPOLL };
+    let connects: &[(i64, &str)] = if needs.network { &BY_NETWORK } else { &[] };
+    ALLOWED
+        .iter()
+        .chain(waits)
+        .chain(connects)
+        .map(|(call, _)| *call)
 }
 
 /// The filters, in the order in which they are to be installed.
-pub(super) fn filters(ring: bool) -> io::Result<Vec<Vec<sock_filter>>> {
+pub(super) fn filters(needs: Needs) -> io::Result<Vec<Vec<sock_filter>>> {
     let allow = SeccompAction::Allow;
     let refuse = || SeccompAction::Errno(libc::EPERM as u32);
     let absent = SeccompAction::Errno(libc::ENOSYS as u32);
@@ -130,18 +175,17 @@ pub(super) fn filters(ring: bool) -> io::Result<Vec<Vec<sock_filter>>> {
     let first = compile_with(no_clone3, allow.clone(), absent)?;
     Ok(vec![
         known_only(first, LAST),
-        compile_with(rules(ring)?, refuse(), allow)?,
+        compile_with(rules(needs)?, refuse(), allow)?,
     ])
 }
 
-fn rules(ring: bool) -> io::Result<BTreeMap<i64, Vec<SeccompRule>>> {
+fn rules(needs: Needs) -> io::Result<BTreeMap<i64, Vec<SeccompRule>>> {
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
-        calls(ring).map(|call| (call, Vec::new())).collect();
+        calls(needs).map(|call| (call, Vec::new())).collect();
     let thread = libc::CLONE_THREAD as u64;
     let execute = libc::PROT_EXEC as u64;
     let bounded = [
         (libc::SYS_clone, (0, Compare::MaskedEq(thread), thread)),
-        (libc::SYS_socket, (0, Compare::Eq, libc::AF_UNIX as u64)),
         (libc::SYS_mmap, (2, Compare::MaskedEq(execute), 0)),
         (libc::SYS_mprotect, (2, Compare::MaskedEq(execute), 0)),
         (libc::SYS_prlimit64, (0, Compare::Eq, 0)),
@@ -152,10 +196,24 @@ fn rules(ring: bool) -> io::Result<BTreeMap<i64, Vec<SeccompRule>>> {
     for (call, condition) in bounded {
         rules.insert(call, vec![rule([condition])?]);
     }
+    let is_family = |family: libc::c_int| rule([(0, Compare::Eq, family as u64)]);
+    let mut families = vec![is_family(libc::AF_UNIX)?];
+    if needs.network {
+        families.extend([is_family(libc::AF_INET)?, is_family(libc::AF_INET6)?]);
+        // Route only: which addresses there are.
+        let netlink = [
+            (0, Compare::Eq, libc::AF_NETLINK as u64),
+            (2, Compare::Eq, libc::NETLINK_ROUTE as u64),
+        ];
+        families.push(rule(netlink)?);
+        let length = (1, Compare::Eq, libc::FIONREAD as u64);
+        rules.insert(libc::SYS_ioctl, vec![rule([length])?]);
+    }
+    rules.insert(libc::SYS_socket, families);
     Ok(rules)
 }
 
-pub(super) fn describe(ring: bool) -> String {
-    let count = calls(ring).count();
+pub(super) fn describe(needs: Needs) -> String {
+    let count = calls(needs).count();
     format!("{count} system calls are allowed, no process, nothing to execute")
 }

@@ -122,20 +122,22 @@ impl Kept {
     }
 }
 
-/// Gives up what an agent does: `RUN,DATA,READ`, the last for whatever it may if it is empty. What
-/// was given up, and what was not with the reason.
+/// Gives up what an agent does: `RUN,DATA,READ,NETWORK`, the third for whatever it may if it is
+/// empty, the last "network" for one that connects. What was given up, and what was not with the
+/// reason.
 fn give_up(argument: &str) -> Value {
     let mut paths = argument.split(',');
-    let mut next = || paths.next().expect("three paths");
+    let mut next = || paths.next().expect("three paths and a word");
     let (run_dir, data_dir, read) = (next().into(), next().into(), next());
+    let connects = next() == "network";
     let rights = sandpipe_sandbox::AgentRights {
         run_dir,
         data_dir,
         read: (!read.is_empty()).then(|| vec![read.into()]),
-        connects: false,
+        connects,
     };
     let mut report = sandpipe_sandbox::give_up_rights(&rights);
-    report.push(sandpipe_sandbox::bound_calls(None));
+    report.push(sandpipe_sandbox::bound_calls(connects));
     let items = report.into_iter().map(|item| {
         let off = item.state == sandpipe_sandbox::IsolationState::Off;
         (item.name, off.then_some(item.reason))

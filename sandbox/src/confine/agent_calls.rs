@@ -4,8 +4,8 @@
 //! What it calls only until it serves is not here. Neither is what it can do without: `mremap`
 //! (memory is copied), `lseek` (a hint of sizes), `sched_getaffinity` and `sigaltstack` (the words
 //! at a stack overflow), `set_robust_list` (it holds no such lock), `getrandom` (/dev/urandom is
-//! read instead; OpenSSL insists), `clock_gettime` (the kernel maps the clock, or else there is no filter), `waitid`
-//! (its ended launcher is reaped by itself).
+//! read instead; OpenSSL insists), `clock_gettime` (the kernel maps the clock, or else there is no
+//! filter), `waitid` (its ended launcher is reaped by itself), `getpeername` (who asked).
 
 use std::collections::BTreeMap;
 use std::io;
@@ -206,7 +206,7 @@ fn rules(needs: Needs) -> io::Result<BTreeMap<i64, Vec<SeccompRule>>> {
             (2, Compare::Eq, libc::NETLINK_ROUTE as u64),
         ];
         families.push(rule(netlink)?);
-        let length = (1, Compare::Eq, libc::FIONREAD as u64);
+        let length = (1, Compare::Eq, libc::FIONREAD);
         rules.insert(libc::SYS_ioctl, vec![rule([length])?]);
     }
     rules.insert(libc::SYS_socket, families);

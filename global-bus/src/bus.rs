@@ -4,8 +4,6 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::owners::OwnerRecord;
-use crate::reader::BusReader;
 use crate::record::{InvalidRecord, Record};
 
 /// Called when [`GlobalBus::acknowledged`] has moved or [`GlobalBus::health`] has changed; not
@@ -82,47 +80,6 @@ pub trait GlobalBus: Send + fmt::Debug {
     /// keeps none there. One atomic access.
     fn spooled_bytes(&self) -> u64 {
         0
-    }
-
-    /// Appends to the ownership log of `app`, outside the window and in order. Nobody is told when
-    /// it is durable: whoever must know reads it back ([`BusReader`]).
-    ///
-    /// # Errors
-    /// [`AppendError`]; a bus of one host refuses by name.
-    fn announce(&mut self, app: &str, record: &OwnerRecord) -> Result<(), AppendError> {
-        let _ = (app, record);
-        Err(AppendError::Closed {
-            reason: "this bus is of one host".to_owned(),
-        })
-    }
-
-    /// Writes a fence of `epoch` into partition `index` of the topics of all `grains` and of the
-    /// answers: what an older epoch appends behind it is void for every reader. Once the ticket is
-    /// acknowledged, a replay of the index sees all that will ever count of the older epochs.
-    ///
-    /// # Errors
-    /// [`AppendError`]; a bus of one host refuses by name.
-    fn fence(
-        &mut self,
-        app: &str,
-        grains: &[&str],
-        index: u32,
-        epoch: u64,
-    ) -> Result<Ticket, AppendError> {
-        let _ = (app, grains, index, epoch);
-        Err(AppendError::Closed {
-            reason: "this bus is of one host".to_owned(),
-        })
-    }
-
-    /// The reading side for `app`; `None` for a bus of one host, which has nobody to read from.
-    /// Blocks until the bus has answered once.
-    ///
-    /// # Errors
-    /// [`ReplayError`].
-    fn reader(&self, app: &str) -> Result<Option<Box<dyn BusReader>>, ReplayError> {
-        let _ = app;
-        Ok(None)
     }
 
     /// How the bus is. A degraded bus keeps what it accepted and goes on by itself.

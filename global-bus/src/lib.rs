@@ -17,8 +17,6 @@ mod fold;
 mod intake;
 #[cfg(feature = "kafka")]
 mod kafka;
-mod owners;
-mod reader;
 mod record;
 mod shared;
 mod window;
@@ -31,6 +29,4 @@ pub use codec::{DecodeError, RECORD_VERSION};
 pub use embedded::{Cut, EmbeddedBus, EmbeddedOptions, OpenError, OpenReport};
 #[cfg(feature = "kafka")]
 pub use kafka::{ConnectError, KafkaBus, KafkaOptions};
-pub use owners::{OWNERS, Owner, OwnerNews, OwnerRecord, OwnerTable, Ownership};
-pub use reader::{BusReader, Follow, Read};
 pub use record::{Flag, InvalidRecord, ObjectRef, Payload, RESULTS, Record, ReplyTo, check_name};

@@ -218,7 +218,9 @@ fn under_any_memory_limit_an_attach_succeeds_or_is_killed_and_the_next_one_succe
     }
     assert_eq!(ends[0], End::Killed, "{ends:?}");
     assert_eq!(ends[12], End::Well, "{ends:?}");
-    assert!(ends.is_sorted_by_key(|end| *end == End::Well), "{ends:?}");
+    // Between them either may be: the kernel charges pages in batches for each CPU, so a limit near
+    // what an attach needs holds on one CPU and not on another. What is promised is that it ends
+    // one way or the other (see `run`), and leaves the next one room.
     let (_participant, grain) = sandbox.join(GRAIN);
     touch_control_pages(&grain);
 }

@@ -234,13 +234,7 @@ fn a_host_that_dies_with_its_sandbox_leaves_no_answer_without_its_letter() {
 
 #[test]
 fn an_event_that_was_handled_after_all_has_no_letter() {
-    let mut world = World::new(CHAIN, true);
-    world.submit(Identity::Key("k".into()), Wait::Answer, b"xD1");
-    world.handle(0);
-    world.read(0);
-    world.flush();
-    world.handle(1);
-    world.read(1);
+    let mut world = with_a_fresh_letter();
     world.cured = true;
     // The letter is durable, the answer is not, and the sandbox dies with the agent.
     world.lose_what_was_told();

@@ -86,6 +86,20 @@ fn the_socket_of_a_living_agent_that_refuses_or_is_silent_is_not_taken() {
 }
 
 #[test]
+fn of_two_agents_that_start_at_once_the_second_takes_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("agent-app.sock");
+    // It has found a dead one's socket, and is about to replace it.
+    drop(UnixListener::bind(&path).unwrap());
+    let first = lock::Lock::take(&path).unwrap();
+    let error = Control::bind(&path, "app").unwrap_err().to_string();
+    assert!(error.contains("about to run app"), "{error}");
+    assert!(path.exists());
+    drop(first);
+    Control::bind(&path, "app").unwrap();
+}
+
+#[test]
 fn the_socket_of_a_dead_agent_is_replaced() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("agent-app.sock");
